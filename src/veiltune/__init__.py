@@ -1,0 +1,68 @@
+"""Veiltune: fine-tune language models on private text, and measure what leaks.
+
+The public names below are loaded on first use: `import veiltune` itself loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from veiltune.errors import VeiltuneError
+
+if TYPE_CHECKING:
+    from veiltune.config import TuneConfig, VendorConfig, load_config
+    from veiltune.customer.session import tune
+    from veiltune.data.tables import Table, read_table
+    from veiltune.models.adapters import attach_peft
+    from veiltune.models.loading import load_base
+    from veiltune.models.split import split_model
+    from veiltune.privatize.mechanisms import Privatizer, make_privatizer
+    from veiltune.runs import RunFolder
+    from veiltune.vendor.server import serve
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Privatizer": "privatize.mechanisms",
+    "RunFolder": "runs",
+    "Table": "data.tables",
+    "TuneConfig": "config",
+    "VendorConfig": "config",
+    "attach_peft": "models.adapters",
+    "load_base": "models.loading",
+    "load_config": "config",
+    "make_privatizer": "privatize.mechanisms",
+    "read_table": "data.tables",
+    "serve": "vendor.server",
+    "split_model": "models.split",
+    "tune": "customer.session",
+}
+
+__all__ = [
+    "Privatizer",
+    "RunFolder",
+    "Table",
+    "TuneConfig",
+    "VeiltuneError",
+    "VendorConfig",
+    "attach_peft",
+    "load_base",
+    "load_config",
+    "make_privatizer",
+    "read_table",
+    "serve",
+    "split_model",
+    "tune",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name from the module that defines it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'veiltune' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"veiltune.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

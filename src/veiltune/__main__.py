@@ -1,0 +1,5 @@
+"""`python -m veiltune`."""
+
+from veiltune.cli import main
+
+main()

@@ -1,0 +1,156 @@
+"""What a customer's command needs before it can work: the connection, the bottom model, the releaser, the job."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import nn
+
+from veiltune.config import TuneConfig
+from veiltune.customer.outbox import Outbox
+from veiltune.customer.protection import privatizer_for, reference_norm
+from veiltune.customer.releasing import Releaser
+from veiltune.customer.remote import VendorClient
+from veiltune.models.adapters import attach_peft, trainable_parameters
+from veiltune.models.bundle import Bundle, read_bundle
+from veiltune.models.optim import ResumableAdamW
+from veiltune.privatize.importance import ContributingTokens
+from veiltune.privatize.release import ReleaseLedger
+from veiltune.runs import RunFolder, atomic_write_bytes
+from veiltune.wire import veiltune_pb2 as pb
+from veiltune.wire.codec import PROTOCOL, WIRE_DTYPES
+
+NORM_SLACK = 20.0  # the vendor refuses tokens longer than this many times what clean text plus noise should have
+
+
+@dataclass(frozen=True)
+class JobCard:
+    """What a run folder remembers of its job at the vendor."""
+
+    key: str  # drawn once, so that opening twice gives the same job
+    labels: list[str]
+    data_digest: str
+    job: str = ""
+
+    @classmethod
+    def load(cls, private: Path) -> JobCard | None:
+        """The card of a run folder, if the run has one."""
+        path = private / "job.json"
+        return cls(**json.loads(path.read_text())) if path.exists() else None
+
+    @classmethod
+    def new(cls, labels: Sequence[str], data_digest: str) -> JobCard:
+        """A card for a run that starts."""
+        return cls(key=secrets.token_hex(16), labels=list(labels), data_digest=data_digest)
+
+    def save(self, private: Path) -> None:
+        """Writes the card."""
+        atomic_write_bytes(private / "job.json", json.dumps(self.__dict__).encode())
+
+
+def connect(config: TuneConfig) -> VendorClient:
+    """A client for the vendor of the config; nothing is sent yet."""
+    vendor = config.vendor
+    return VendorClient(
+        vendor.address,
+        credentials=Path(vendor.credentials) if vendor.credentials else None,
+        plaintext=vendor.plaintext,
+        timeout_seconds=vendor.timeout_seconds,
+    )
+
+
+def fetch_bundle(config: TuneConfig, client: VendorClient, folder: Path, *, num_labels: int) -> Bundle:
+    """The bottom bundle of a run: downloaded once, its digest checked before every use."""
+    digest_file = folder.with_suffix(".digest")
+    if not folder.exists():
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        client.get_bottom(
+            pb.GetBottomRequest(
+                cut_layer=config.split.cut_layer,
+                cut_embeddings=config.split.cut_embeddings,
+                num_labels=num_labels,
+                with_head=config.split.head == "customer",
+                seed=config.train.seed,
+            ),
+            partial,
+        )
+        bundle = read_bundle(partial, expected_digest=config.model.digest or None)
+        atomic_write_bytes(digest_file, bundle.digest.encode())
+        partial.rename(folder)
+    return read_bundle(folder, expected_digest=config.model.digest or digest_file.read_text())
+
+
+def make_releaser(config: TuneConfig, bundle: Bundle, run: RunFolder, secret: bytes) -> Releaser:
+    """Bottom, mechanism, ledger and outbox of a run, with its contributing tokens once they are fitted."""
+    connection = sqlite3.connect(run.private / "ledger.sqlite")
+    fitted = run.private / "contributing.safetensors"
+    norm = reference_norm(bundle)
+    return Releaser(
+        bottom=bundle.bottom,
+        privatizer=privatizer_for(config, dim=bundle.bottom.hidden_size, reference_norm=norm),
+        contributing=ContributingTokens.from_state(load_file(fitted)) if fitted.exists() else None,
+        ledger=ReleaseLedger(connection),
+        outbox=Outbox(run.private / "outbox", connection),
+        secret=secret,
+        wire_dtype=WIRE_DTYPES[config.wire.dtype],
+        reference_norm=norm,
+        autocast=config.train.precision == "bf16",
+    )
+
+
+def local_optimizer(config: TuneConfig, bundle: Bundle) -> ResumableAdamW:
+    """What trains at the customer: the bottom unless it is frozen, the head in the U-shape. Possibly nothing."""
+    parts: dict[str, nn.Module] = {}
+    bundle.bottom.requires_grad_(False)
+    if config.split.bottom != "frozen":
+        attach_peft(
+            bundle.bottom,
+            method=config.split.bottom,
+            seed=config.train.seed,
+            rank=config.train.rank,
+            alpha=config.train.alpha,
+            dropout=config.train.dropout,
+            adapter_size=config.train.adapter_size,
+        )
+        parts["bottom"] = bundle.bottom
+    if bundle.head is not None:
+        attach_peft(bundle.head, method="none", seed=config.train.seed)  # trains the task head, not the pooler
+        parts["head"] = bundle.head
+    parameters = {
+        f"{part}.{name}": p for part, module in parts.items() for name, p in trainable_parameters(module).items()
+    }
+    return ResumableAdamW(parameters, weight_decay=config.train.weight_decay)
+
+
+def job_spec(config: TuneConfig, releaser: Releaser, *, num_labels: int) -> pb.JobSpec:
+    """What the vendor is told of the job: shapes, method, seeds; nothing of the data but the number of classes."""
+    train, strength = config.train, releaser.privatizer.strength
+    reference = releaser.reference_norm
+    noise = 0.0 if strength is None else strength.noise_to_norm * reference
+    return pb.JobSpec(
+        protocol=PROTOCOL,
+        cut_layer=config.split.cut_layer,
+        cut_embeddings=config.split.cut_embeddings,
+        head=config.split.head,
+        num_labels=num_labels,
+        frozen_bottom=config.split.bottom == "frozen",
+        method=train.method,
+        rank=train.rank,
+        alpha=train.alpha,
+        dropout=train.dropout,
+        adapter_size=train.adapter_size,
+        weight_decay=train.weight_decay,
+        seed=train.seed,
+        wire_dtype=WIRE_DTYPES[config.wire.dtype],
+        norm_bound=NORM_SLACK * (reference + noise),
+        max_tokens=config.data.max_length + config.wire.pad_to,
+        precision=train.precision,
+    )

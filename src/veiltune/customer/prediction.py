@@ -1,0 +1,91 @@
+"""`veiltune predict`: new texts through a finished run's job, under that run's mechanism, key and ledger."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from veiltune.config import TuneConfig, load_config
+from veiltune.customer.batching import encode_texts
+from veiltune.customer.evaluation import predict_logits
+from veiltune.customer.opening import JobCard, connect, fetch_bundle, local_optimizer, make_releaser
+from veiltune.customer.protection import run_secret, statement
+from veiltune.customer.remote import RemoteJob
+from veiltune.customer.reporting import Reporter
+from veiltune.customer.training import checkpoint_steps
+from veiltune.data.tables import read_table
+from veiltune.errors import InputError
+from veiltune.runs import RunFolder, atomic_write_bytes
+
+
+def predict(
+    run_path: Path, source: str, output: Path, *, text_column: str | None = None, reporter: Reporter | None = None
+) -> int:
+    """Writes the predicted label and its probability for every text of a table.
+
+    A text that the run has released before, in training or prediction, is sent as the same bytes and costs nothing
+    new; the run's privacy.json is brought up to date with what was released now.
+
+    Args:
+        run_path: The folder of a finished run.
+        source: A table as for `veiltune tune`, without labels.
+        output: CSV to write, columns `prediction` and `probability`, in the order of the input. Must not exist.
+        text_column: Where the texts are; the run's own column name if None.
+        reporter: Told about progress.
+
+    Returns:
+        The number of predictions.
+    """
+    run = RunFolder(run_path)
+    if not (run.path / "summary.json").exists():
+        raise InputError(f"{run.path} is not the folder of a finished run; finish it with `veiltune tune` first")
+    if output.exists():
+        raise InputError(f"{output} exists; name another file for the predictions")
+    config = load_config(TuneConfig, run.config_path, [])
+    card = JobCard.load(run.private)
+    if card is None:
+        raise InputError(f"{run.path} remembers no job; was its private folder removed?")
+    table = read_table(source, text_column=text_column or config.data.text_column, format=config.data.format)
+    logits = _predict(config, run, card, table.texts, reporter or Reporter())
+    atomic_write_bytes(output, _as_csv(logits.softmax(dim=-1).tolist(), card.labels).encode())
+    return len(logits)
+
+
+def _predict(config: TuneConfig, run: RunFolder, card: JobCard, texts: Sequence[str], reporter: Reporter) -> Tensor:
+    secret = run_secret(run.private, config.noise_seed)
+    client = connect(config)
+    try:
+        bundle = fetch_bundle(config, client, run.path / "bottom", num_labels=len(card.labels))
+        releaser = make_releaser(config, bundle, run, secret)
+        steps = checkpoint_steps(run.private / "checkpoints")
+        local_optimizer(config, bundle).restore(
+            load_file(run.private / "checkpoints" / f"{steps[-1]:08d}.safetensors") if steps else None
+        )
+        token_ids = encode_texts(
+            bundle.tokenizer, texts, max_length=config.data.max_length, pad_to=config.wire.pad_to
+        )
+        reporter.phase("predict", len(token_ids))
+        job = RemoteJob(client, card.job, next_seq=0)
+        logits = predict_logits(job, releaser, bundle.head, token_ids, part="inference", progress=reporter.advance)
+        totals = releaser.ledger.totals()
+        run.write_json(
+            "privacy.json", statement(config, releaser.privatizer, totals, num_classes=len(card.labels))
+        )
+        return logits
+    finally:
+        client.close()
+
+
+def _as_csv(probabilities: Sequence[Sequence[float]], labels: Sequence[str]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["prediction", "probability"])
+    for row in probabilities:
+        best = max(range(len(row)), key=row.__getitem__)
+        writer.writerow([labels[best], f"{row[best]:.6f}"])
+    return text.getvalue()

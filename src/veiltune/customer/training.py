@@ -1,0 +1,212 @@
+"""The customer's training loop: outputs in, loss here, gradients out; resumable at every checkpoint.
+
+`examples/split_loop.py` is the same loop without resumption, micro-batches and progress, to be read first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from veiltune.customer.batching import epoch_batches, learning_rate_at, micro_batches
+from veiltune.customer.releasing import Releaser
+from veiltune.customer.remote import PendingForward, RemoteJob, ragged
+from veiltune.errors import VeiltuneError
+from veiltune.models.optim import ResumableAdamW, repeatable_dropout
+from veiltune.privatize.labels import corrected_cross_entropy
+from veiltune.runs import atomic_write_bytes
+
+KEPT_CHECKPOINTS = 2
+
+
+class InterruptedRunError(VeiltuneError):
+    """The user asked to stop; the run folder resumes."""
+
+    exit_code = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how fast to train: plain numbers, the same for the split and for an unsplit run."""
+
+    epochs: int
+    batch_size: int
+    micro_batches: int
+    learning_rate: float
+    warmup_fraction: float
+    seed: int
+    checkpoint_every: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Training examples as the loop needs them."""
+
+    token_ids: Sequence[Sequence[int]]
+    labels: Sequence[int]  # protected already
+    rows: Sequence[int] | None  # positions in the upload; None if the bottom trains
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What a finished step tells."""
+
+    step: int
+    total_steps: int
+    epoch: int
+    loss: float
+    learning_rate: float
+    examples: int
+    examples_per_second: float
+
+
+class Trainer:
+    """Trains the vendor's part, and the customer's head and bottom where they train."""
+
+    def __init__(
+        self,
+        job: RemoteJob,
+        *,
+        releaser: Releaser,
+        examples: Examples,
+        schedule: Schedule,
+        flip_matrix: Tensor | None,
+        head: nn.Module | None,
+        local: ResumableAdamW,
+        checkpoints: Path,
+    ) -> None:
+        self.job, self.releaser, self.examples, self.schedule = job, releaser, examples, schedule
+        self._flip_matrix, self._head, self._local = flip_matrix, head, local
+        self._checkpoints = checkpoints
+        self._lengths = [len(ids) for ids in examples.token_ids]
+        self._per_epoch = -(-len(self._lengths) // schedule.batch_size)
+        self.total_steps = self._per_epoch * schedule.epochs
+
+    def resume_at(self, step: int) -> None:
+        """Puts the customer's trainable part back to a checkpoint (0 = the start)."""
+        self._local.restore(load_file(self._checkpoint(step)) if step else None)
+
+    def run(self, *, on_step: Callable[[Progress], None], stop: Callable[[], bool] = lambda: False) -> None:
+        """Trains from the current step to the end.
+
+        Args:
+            on_step: Told about every finished step.
+            stop: Asked between steps; True writes a checkpoint and raises.
+
+        Raises:
+            InterruptedRunError: If `stop` said so.
+        """
+        for step, batch in self._remaining():
+            started = time.monotonic()
+            rate = learning_rate_at(
+                step,
+                total=self.total_steps,
+                warmup_fraction=self.schedule.warmup_fraction,
+                peak=self.schedule.learning_rate,
+            )
+            loss = self._step(step, batch, rate)
+            speed = len(batch) / (time.monotonic() - started)
+            on_step(
+                Progress(
+                    step=step + 1,
+                    total_steps=self.total_steps,
+                    epoch=step // self._per_epoch,
+                    loss=loss,
+                    learning_rate=rate,
+                    examples=len(batch),
+                    examples_per_second=speed,
+                )
+            )
+            stopping = stop()
+            if stopping or (step + 1) % self.schedule.checkpoint_every == 0 or step + 1 == self.total_steps:
+                self._save(step + 1)
+            if stopping and step + 1 < self.total_steps:
+                raise InterruptedRunError(f"stopped at step {step + 1}; the same command goes on from here")
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """Steps that the customer can resume from."""
+        return checkpoint_steps(self._checkpoints)
+
+    def _remaining(self) -> Iterator[tuple[int, list[int]]]:
+        step = self._local.step
+        for epoch in range(step // self._per_epoch, self.schedule.epochs):
+            batches = epoch_batches(
+                self._lengths, batch_size=self.schedule.batch_size, seed=self.schedule.seed, epoch=epoch
+            )
+            for batch in batches[step - epoch * self._per_epoch :]:
+                yield step, batch
+                step += 1
+
+    def _step(self, step: int, batch: list[int], rate: float) -> float:
+        """One update: the next micro-batch is under way at the vendor while this one's loss is computed."""
+        parts = micro_batches(batch, self.schedule.micro_batches)
+        pending = self._send(step, 0, parts[0])
+        loss = 0.0
+        for i, part in enumerate(parts):
+            following = self._send(step, i + 1, parts[i + 1]) if i + 1 < len(parts) else None
+            loss += self._learn(*pending, part, len(batch))
+            if following is not None:
+                pending = following
+        self.job.settle(wait=False)
+        self.job.send_optim_step(step=step, learning_rate=rate)
+        self._local.apply(learning_rate=rate)
+        return loss
+
+    def _send(self, step: int, micro_batch: int, part: list[int]) -> tuple[PendingForward, Tensor | None]:
+        if self.examples.rows is not None:
+            rows = [self.examples.rows[i] for i in part]
+            return self.job.send_forward(step=step, micro_batch=micro_batch, rows=rows), None
+        values = self._release(step, micro_batch, part)
+        released = self.releaser.outbox.step_release(step, micro_batch)
+        assert released is not None
+        frame = ragged(released.values, released.scales, released.lengths)
+        return self.job.send_forward(step=step, micro_batch=micro_batch, released=frame), values
+
+    def _release(self, step: int, micro_batch: int, part: list[int]) -> Tensor:
+        """Privatizes a micro-batch of a trainable bottom: a new release of each example, kept before it is sent."""
+        token_ids = [self.examples.token_ids[i] for i in part]
+        self.releaser.bottom.train()
+        with repeatable_dropout(self.schedule.seed, step, micro_batch):
+            clean = self.releaser.clean(token_ids)
+        labels = [self.examples.labels[i] for i in part]
+        values = self.releaser.noisy(clean, token_ids, labels, b"step", step, micro_batch)
+        if self.releaser.outbox.step_release(step, micro_batch) is None:
+            lengths = [len(ids) for ids in token_ids]
+            self.releaser.outbox.add_step(step, micro_batch, self.releaser.to_wire(values, lengths))
+        keys = [self.releaser.key(ids) for ids in token_ids]
+        self.releaser.sent(keys, [len(ids) for ids in token_ids], release=step + 1)
+        return values
+
+    def _learn(self, pending: PendingForward, values: Tensor | None, part: list[int], batch_size: int) -> float:
+        with repeatable_dropout(self.schedule.seed + 1, pending.step, pending.micro_batch):
+            outputs = pending.outputs(values)
+            logits = outputs if self._head is None else self._head(outputs)
+        labels = torch.tensor([self.examples.labels[i] for i in part])
+        loss = corrected_cross_entropy(logits, labels, self._flip_matrix).sum() / batch_size
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss)
+
+    def _save(self, step: int) -> None:
+        """The customer's checkpoint first, the vendor's second: a step known to the vendor is known to both."""
+        atomic_write_bytes(self._checkpoint(step), save(self._local.state()))
+        self.job.save(step)
+        for old in self.checkpoints[:-KEPT_CHECKPOINTS]:
+            with contextlib.suppress(FileNotFoundError):
+                self._checkpoint(old).unlink()
+        self.releaser.outbox.forget_steps(before=min(self.checkpoints))
+
+    def _checkpoint(self, step: int) -> Path:
+        return self._checkpoints / f"{step:08d}.safetensors"
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps whose checkpoint the customer holds, ascending."""
+    return sorted(int(path.stem) for path in folder.glob("*.safetensors"))

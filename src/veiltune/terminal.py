@@ -1,0 +1,123 @@
+"""What the commands show on a terminal: progress bars, tables, a polite Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from veiltune.customer.reporting import Reporter
+
+if TYPE_CHECKING:
+    from veiltune.customer.training import Progress as StepProgress
+    from veiltune.models.loading import ModelInfo
+
+console = Console(highlight=False)
+
+
+class TerminalReporter(Reporter):
+    """Draws one bar a phase; where there is no terminal, one line a phase."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True, highlight=False),
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def phase(self, name: str, total: int) -> None:
+        """Starts a bar."""
+        self._task = self._progress.add_task(name, total=total, note="")
+
+    def advance(self, done: int) -> None:
+        """Moves the bar."""
+        if self._task is not None:
+            self._progress.update(self._task, completed=done)
+
+    def step(self, progress: StepProgress, *, bytes_sent: int, releases: int) -> None:
+        """Moves the bar and writes loss, speed, bytes and releases beside it."""
+        if self._task is not None:
+            note = (
+                f"loss {progress.loss:.3f}  {progress.examples_per_second:.0f} examples/s  "
+                f"{bytes_sent / 1e6:.1f} MB  {releases} releases"
+            )
+            self._progress.update(self._task, completed=progress.step, note=note)
+
+
+@contextlib.contextmanager
+def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C asks for a stop after this step, with a checkpoint; the second one stops at once."""
+    asked = False
+
+    def handle(signum: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def print_summary(summary: Mapping[str, Any], run: Path) -> None:
+    """The end of `veiltune tune`."""
+    table = Table(title=f"run {run}", show_header=False)
+    share = summary["trainable_parameters"] / max(1, summary["total_parameters"])
+    for name, value in (
+        (summary["utility_metric"], f"{summary['utility']:.4f} on {summary['eval_examples']} examples"),
+        ("examples/s", f"{summary['examples_per_second']:.0f}"),
+        ("seconds", f"{summary['seconds']:.1f}"),
+        ("bytes up / down", f"{summary['bytes_up']:,} / {summary['bytes_down']:,}"),
+        ("releases", f"{summary['releases']:,}"),
+        ("trainable at vendor", f"{summary['trainable_parameters']:,} ({share:.2%} of the vendor's part)"),
+    ):
+        table.add_row(name, value)
+    console.print(table)
+    console.print(f"what was released and what it protects: {run / 'privacy.json'}")
+
+
+def print_plan(plan: Mapping[str, str]) -> None:
+    """`--dry-run`: what would happen, a line each."""
+    for name, value in plan.items():
+        console.print(f"{name:<16} {value}", soft_wrap=True)
+
+
+def print_models(models: Mapping[str, ModelInfo]) -> None:
+    """`veiltune models`."""
+    table = Table("model", "family", "blocks", "hidden", "licence", "from")
+    for info in models.values():
+        table.add_row(info.name, info.family, str(info.blocks), str(info.hidden_size), info.licence, info.source)
+    console.print(table)
+
+
+def print_demo(result: Mapping[str, Any]) -> None:
+    """The demo's table and what to read next."""
+    table = Table("", *result["columns"], title="same tickets, same model, same steps")
+    for name, *values in result["rows"]:
+        table.add_row(name, *values)
+    console.print(table)
+    for line in result["notes"]:
+        console.print(line, soft_wrap=True)

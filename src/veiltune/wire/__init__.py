@@ -1,0 +1,1 @@
+"""What crosses between customer and vendor: protobuf frames of raw little-endian tensors, checked at the door."""
