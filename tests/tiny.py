@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import (
@@ -25,7 +27,7 @@ ENCODERS = ("bert", "roberta", "distilbert")
 DECODERS = ("gpt2", "llama", "qwen2", "qwen3", "mistral")
 FAMILIES = ENCODERS + DECODERS
 
-_SIZES = {
+_SIZES: dict[str, Any] = {
     "hidden_size": HIDDEN,
     "num_hidden_layers": BLOCKS,
     "num_attention_heads": 4,
@@ -33,10 +35,14 @@ _SIZES = {
     "vocab_size": VOCAB,
     "max_position_embeddings": 64,
 }
-_GROUPED = _SIZES | {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
+_GROUPED: dict[str, Any] = _SIZES | {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
 # Sliding and full attention alternate, so that a wrong slice of layer_types shows.
-_SLIDING = {"use_sliding_window": True, "sliding_window": 3, "layer_types": ["full_attention", "sliding_attention"] * 2}
-_AUTO = {
+_SLIDING: dict[str, Any] = {
+    "use_sliding_window": True,
+    "sliding_window": 3,
+    "layer_types": ["full_attention", "sliding_attention"] * 2,
+}
+_AUTO: dict[str, Any] = {
     "base": AutoModel,
     "classification": AutoModelForSequenceClassification,
     "causal": AutoModelForCausalLM,
@@ -55,10 +61,8 @@ def tiny_config(family: str) -> PreTrainedConfig:
                 dim=HIDDEN, n_layers=BLOCKS, n_heads=4, hidden_dim=64, vocab_size=VOCAB, max_position_embeddings=64
             )
         case "gpt2":
-            tokens = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
-            return GPT2Config(
-                n_embd=HIDDEN, n_layer=BLOCKS, n_head=4, vocab_size=VOCAB, n_positions=64, **tokens
-            )
+            tokens: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+            return GPT2Config(n_embd=HIDDEN, n_layer=BLOCKS, n_head=4, vocab_size=VOCAB, n_positions=64, **tokens)
         case "llama":
             return LlamaConfig(**_GROUPED)
         case "mistral":
@@ -72,17 +76,22 @@ def tiny_config(family: str) -> PreTrainedConfig:
 
 
 def tiny_model(family: str, task: str = "classification", *, seed: int = 0) -> PreTrainedModel:
-    """A model in eval mode; task is base, classification or causal. Biases are random too, so that none hides at 0."""
+    """A model in eval mode; task is base, classification or causal."""
+    return model_of(tiny_config(family), task, seed=seed)
+
+
+def model_of(config: PreTrainedConfig, task: str = "classification", *, seed: int = 0) -> PreTrainedModel:
+    """A model of one's own configuration. Every parameter is random, also those that usually begin at 0 or 1."""
+    if task == "classification":
+        config.num_labels = LABELS
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = tiny_config(family)
-        if task == "classification":
-            config.num_labels = LABELS
-        model = _AUTO[task].from_config(config)
+        model: PreTrainedModel = _AUTO[task].from_config(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def tiny_batch(config: PreTrainedConfig, *, padding: str = "right", seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -17,9 +17,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
-from veiltune.config import dump_toml
 from veiltune.errors import InputError, StorageError
 
 _TEMPORARY = ".tmp-"
@@ -72,7 +69,7 @@ def private_folder(path: Path) -> Path:
 class RunFolder:
     """Reads and writes the files of one run.
 
-    `RunFolder(path)` touches nothing; `RunFolder.open` starts a run or takes one up again.
+    `RunFolder(path)` touches nothing; `RunFolder.create` starts a run or takes one up again.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -82,18 +79,18 @@ class RunFolder:
         return f"RunFolder({str(self.path)!r})"
 
     @classmethod
-    def open(cls, path: str | Path, config: BaseModel) -> RunFolder:
+    def create(cls, path: str | Path, *, config: str) -> RunFolder:
         """Makes the folder and writes config.toml, or takes up the folder of an earlier start of the same run.
 
         Args:
             path: The run folder.
-            config: The resolved configuration.
+            config: The resolved configuration as TOML, see `config.dump_toml`.
 
         Raises:
             InputError: If the folder holds something else, or a run with another configuration.
             StorageError: If it cannot be written.
         """
-        run, resolved = cls(path), dump_toml(config).encode()
+        run, resolved = cls(path), config.encode()
         with storage_errors(run.path):
             run.path.mkdir(parents=True, exist_ok=True)
             present = {entry.name for entry in run.path.iterdir() if not entry.name.startswith(_TEMPORARY)}

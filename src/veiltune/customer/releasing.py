@@ -102,8 +102,7 @@ class Releaser:
 
     def sent(self, keys: Sequence[bytes], tokens: Sequence[int], *, release: int = 0) -> None:
         """Counts releases as sent; the same (key, release) again is not counted twice."""
-        for key, num_tokens in zip(keys, tokens, strict=True):
-            self.ledger.record(key, num_tokens=num_tokens, release=release)
+        self.ledger.record_many(keys, num_tokens=tokens, release=release)
 
     def clean(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """(N, H) representations at the cut, before any noise; never leaves this process."""

@@ -62,12 +62,7 @@ class LabelSet:
 
     @classmethod
     def fit(cls, labels: Sequence[str]) -> LabelSet:
-        """The distinct labels, sorted.
-
-        Raises:
-            DataError: If there are fewer than two.
-        """
-        check_labels(labels)
+        """The distinct labels, sorted."""
         return cls(tuple(sorted(set(labels))))
 
     def encode(self, labels: Sequence[str]) -> list[int]:
@@ -83,13 +78,15 @@ class LabelSet:
         return [classes[label] for label in labels]
 
 
-def check_labels(labels: Sequence[str]) -> None:
-    """Refuses labels from which nothing can be learnt.
+def check_labels(table: Table) -> None:
+    """Refuses a training table from whose labels nothing can be learnt.
 
     Raises:
-        DataError: If all rows have the same label, or each row has its own.
+        DataError: If there are no labels, all rows have the same, or each row has its own.
     """
-    distinct = len(set(labels))
+    if table.labels is None:
+        raise DataError("a training table needs labels; name the label column")
+    labels, distinct = table.labels, len(set(table.labels))
     if distinct < 2:
         raise DataError(f"the labels must have at least two classes, all {len(labels)} rows have the same one")
     if distinct == len(labels) > 2:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from veiltune.errors import InputError
 from veiltune.models.families import family_of
 from veiltune.models.peft_methods import METHODS, PeftPlan, attach, task_head
-from veiltune.models.split import ModelPart, TopModel, TrunkModel
+from veiltune.models.split import ModelPart, TopModel
 from veiltune.models.surgery import blocks_of, task_of
 from veiltune.runs import atomic_write_bytes, storage_errors
 
@@ -37,7 +37,7 @@ __all__ = [
 
 _TENSORS_FILE = "adapter_model.safetensors"  # where peft looks too
 _PLAN_FILE = "veiltune_adapter.json"
-_PEFT_TASKS = {"base": "FEATURE_EXTRACTION", "classification": "SEQ_CLS", "causal": "CAUSAL_LM"}
+_PEFT_TASKS = {"base": None, "classification": "SEQ_CLS", "causal": "CAUSAL_LM"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ def save_adapter(part: ModelPart | PreTrainedModel, folder: Path) -> None:
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if plan.method == "lora":
-            _write_peft_config(part, plan, folder)
+            _write_peft_config(model, plan, folder)
     atomic_write_bytes(folder / _TENSORS_FILE, safetensors.torch.save(tensors, metadata={"format": "pt"}))
     atomic_write_bytes(folder / _PLAN_FILE, (json.dumps(asdict(plan), indent=2) + "\n").encode())
 
@@ -214,11 +214,10 @@ def _by_saved_name(part: ModelPart | PreTrainedModel) -> dict[str, nn.Parameter]
     return {renamed(name): parameter for name, parameter in trainable_parameters(model).items()}
 
 
-def _write_peft_config(part: ModelPart | PreTrainedModel, plan: PeftPlan, folder: Path) -> None:
-    model, _ = _open(part)
+def _write_peft_config(model: PreTrainedModel, plan: PeftPlan, folder: Path) -> None:
     config = plan.lora_config(model, first_block=0)
     config.modules_to_save = [path.rpartition(".")[2] for path in task_head(model)] or None
-    config.task_type = _PEFT_TASKS[part.task if isinstance(part, TopModel | TrunkModel) else task_of(model)]
+    config.task_type = _PEFT_TASKS[task_of(model)]
     config.inference_mode = True
     config.save_pretrained(str(folder))
 

@@ -1,13 +1,14 @@
 """The bundle: the folder in which a bottom (and, U-shaped, a head) travels from the vendor to the customer.
 
 bundle/manifest.json       format, base model, cut, SHA-256 of every other file; written last
-       config.json         the bottom's configuration: it counts the bottom's blocks, not the model's
+       bottom_config.json  the bottom's configuration: it counts the bottom's blocks, not the model's
        bottom.safetensors
        tokenizer*.json ...
        head_config.json    only with a head
        head.safetensors
 
-The digest of a bundle is the SHA-256 of its manifest. A customer who pins it gets these bytes or an error.
+No file is called config.json, lest AutoTokenizer take the tokenizer's class from it instead of from the tokenizer's
+own files. The digest of a bundle is the SHA-256 of its manifest. A customer who pins it gets these bytes or an error.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from veiltune.errors import InputError
 from veiltune.models.families import FAMILIES
@@ -33,7 +40,7 @@ from veiltune.runs import atomic_write_bytes, storage_errors
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
-_BOTTOM = ("config.json", "bottom.safetensors")
+_BOTTOM = ("bottom_config.json", "bottom.safetensors")
 _HEAD = ("head_config.json", "head.safetensors")
 _REMEDY = "fetch the bundle again"
 

@@ -94,6 +94,7 @@ def attach(model: PreTrainedModel, plan: PeftPlan, *, first_block: int, seed: in
         _ATTACH[plan.method](model, blocks, plan, first_block)
     for path in task_head(model):
         _train(model.get_submodule(path).parameters())
+    model.train(model.training)  # new modules, too, are in the model's mode
 
 
 def task_head(model: PreTrainedModel) -> tuple[str, ...]:

@@ -148,6 +148,7 @@ class ModelPart(nn.Module):
     def __init__(self, model: PreTrainedModel, *, first_block: int) -> None:
         super().__init__()
         self.model = model
+        self.training = model.training  # a part begins in the mode of its model
         self.first_block = first_block
         self.family: Family = family_of(model.config)
 

@@ -1,0 +1,1 @@
+"""Attacks: each sees only what its adversary sees and returns guesses; scoring against the truth is apart."""
