@@ -101,6 +101,7 @@ def unsplit_cell(cell: Cell, section: dict[str, str]) -> dict[str, Any]:
         target_modules=["query", "value"],
         layers_to_transform=list(range(cell.cut, model.config.num_hidden_layers)),
         layers_pattern="layer",
+         modules_to_save=["pooler"],  # the classifier is saved by itself; the split's task head has the pooler too
     )
     torch.manual_seed(cell.seed)
     model = get_peft_model(model, config).train()

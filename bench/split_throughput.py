@@ -79,6 +79,7 @@ def unsplit_run(config: TuneConfig) -> dict[str, Any]:
             target_modules=["query", "value"],
             layers_to_transform=blocks,
             layers_pattern="layer",
+             modules_to_save=["pooler"],  # the classifier is saved by itself; the split's task head has the pooler too
         ),
     ).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=train.weight_decay)

@@ -98,8 +98,8 @@ def attack_run(config: TuneConfig) -> AttackResult:
 def token_codebook(bundle: Bundle) -> Tensor:
     """(V, H): what each token of the vocabulary looks like at the cut, on its own between the special tokens."""
     vocabulary = torch.arange(len(bundle.bottom.word_embeddings))
-    template = bundle.tokenizer.build_inputs_with_special_tokens([0])
-    position = template.index(0) if 0 in template else len(template) // 2
+    template = list(bundle.tokenizer("a")["input_ids"])
+    position = next(i for i, token in enumerate(template) if token not in bundle.tokenizer.all_special_ids)
     rows = []
     for chunk in vocabulary.split(2048):
         ids = torch.tensor(template).repeat(len(chunk), 1)

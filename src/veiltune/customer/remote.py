@@ -7,9 +7,9 @@ again byte for byte; the vendor answers a repeat from memory, so nothing is ever
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import torch
@@ -22,6 +22,7 @@ from veiltune.wire.codec import MAX_FRAME_BYTES, decode_tensor, encode_raw, enco
 from veiltune.wire.credentials import check_credentials
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+T = TypeVar("T")
 _NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _BROKEN_FRAME = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.OUT_OF_RANGE)
 
@@ -64,16 +65,29 @@ class VendorClient:
                 with (folder / chunk.name).open("ab") as file:
                     file.write(chunk.data)
 
-    def upload(self, chunks: Iterable[pb.UploadChunk]) -> int:
-        """Streams pieces of an upload; returns the rows that the vendor has."""
+    def upload(self, chunks: Sequence[pb.UploadChunk]) -> int:
+        """Streams pieces of an upload; returns the rows that the vendor has. Sent again while there is no answer."""
 
-        def counted() -> Iterator[pb.UploadChunk]:
-            for chunk in chunks:
-                self.bytes_up += chunk.ByteSize()
-                yield chunk
+        def stream() -> int:
+            self.bytes_up += sum(chunk.ByteSize() for chunk in chunks)
+            with _as_our_errors(self):
+                return int(self.stub.Upload(iter(chunks), timeout=self.timeout_seconds).uploaded_rows)
 
-        with _as_our_errors(self):
-            return int(self.stub.Upload(counted(), timeout=None).uploaded_rows)
+        return _until_answered(stream, self.timeout_seconds)
+
+
+def _until_answered(attempt: Callable[[], T], timeout_seconds: float, *, retry: Callable[[], None] = lambda: None) -> T:
+    """Tries, with growing pauses, until there is an answer or the time is up."""
+    deadline, pause = time.monotonic() + timeout_seconds, 0.1
+    while True:
+        try:
+            return attempt()
+        except VendorUnreachableError:
+            if time.monotonic() + pause > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 5.0)
+        retry()
 
 
 class PendingCall:
@@ -82,7 +96,6 @@ class PendingCall:
     def __init__(self, client: VendorClient, method: str, request: Any) -> None:
         self._client, self._request = client, request
         self._method = getattr(client.stub, method)
-        self._deadline = time.monotonic() + client.timeout_seconds
         self._future = self._send()
 
     def result(self) -> Any:
@@ -94,19 +107,17 @@ class PendingCall:
             ProtocolError: The vendor found the frame malformed.
             JobRewoundError: The vendor stands at an earlier step than the frame.
         """
-        pause = 0.1
-        while True:
-            try:
-                with _as_our_errors(self._client):
-                    reply = self._future.result()
-                self._client.bytes_down += reply.ByteSize()
-                return reply
-            except VendorUnreachableError:
-                if time.monotonic() + pause > self._deadline:
-                    raise
-                time.sleep(pause)
-                pause = min(2 * pause, 5.0)
-                self._future = self._send()
+
+        def attempt() -> Any:
+            with _as_our_errors(self._client):
+                return self._future.result()
+
+        def retry() -> None:
+            self._future = self._send()
+
+        reply = _until_answered(attempt, self._client.timeout_seconds, retry=retry)
+        self._client.bytes_down += reply.ByteSize()
+        return reply
 
     def done(self) -> bool:
         """Whether an answer or a failure has come."""

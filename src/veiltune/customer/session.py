@@ -109,6 +109,8 @@ class _Session:
         if self.config.split.bottom == "frozen":
             self._make_releases(protected)
         job, opened = self._train(protected, flips, stop)
+        job.settle()
+        busy = self.client.call("Status", pb.StatusRequest(job=job.job)).busy_seconds
         utility = self._evaluate(job)
         job.close()
         summary = {
@@ -117,6 +119,7 @@ class _Session:
             "eval_examples": len(self.data.eval_labels),
             "seconds": round(time.monotonic() - started, 3),
             "examples_per_second": round(self.examples_trained / max(self.seconds_training, 1e-9), 2),
+            "vendor_busy_seconds": round(busy, 3),
             "bytes_up": self.client.bytes_up,
             "bytes_down": self.client.bytes_down,
             "releases": self.releaser.ledger.totals().releases,
@@ -249,18 +252,14 @@ class _Session:
         keys = self.releaser.outbox.keys(TRAIN)
         self.reporter.phase("upload", len(keys))
 
-        def chunks() -> Any:
-            row = 0
-            for released in self.releaser.outbox.shards(TRAIN):
-                first, row = row, row + len(released.lengths)
-                if first >= uploaded_rows:
-                    self.releaser.sent(keys[first:row], released.lengths)
-                    frame = ragged(released.values, released.scales, released.lengths)
-                    yield pb.UploadChunk(job=job.job, first_row=first, rows=frame)
-                self.reporter.advance(row)
-
-        if uploaded_rows < len(keys):
-            self.client.upload(chunks())
+        row = 0
+        for released in self.releaser.outbox.shards(TRAIN):
+            first, row = row, row + len(released.lengths)
+            if first >= uploaded_rows:
+                self.releaser.sent(keys[first:row], released.lengths)
+                frame = ragged(released.values, released.scales, released.lengths)
+                self.client.upload([pb.UploadChunk(job=job.job, first_row=first, rows=frame)])
+            self.reporter.advance(row)
 
     def _on_step(self, progress: Any) -> None:
         self.examples_trained += progress.examples

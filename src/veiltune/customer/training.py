@@ -192,7 +192,7 @@ class Trainer:
         labels = torch.tensor([self.examples.labels[i] for i in part])
         loss = corrected_cross_entropy(logits, labels, self._flip_matrix).sum() / batch_size
         loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss)
+        return loss.item()
 
     def _save(self, step: int) -> None:
         """The customer's checkpoint first, the vendor's second: a step known to the vendor is known to both."""

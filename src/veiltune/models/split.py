@@ -108,7 +108,7 @@ def split_head(top: TopModel) -> tuple[TrunkModel, HeadModel]:
     Guarantee:
         In eval mode ``head(trunk(representations, mask))`` equals ``top(representations, mask)`` up to
         rounding: a classifier's head then sees one position instead of T, and matrix kernels round
-            differently for other shapes.
+        differently for other shapes.
 
     Args:
         top: A classifier or causal LM; left unchanged. Both parts use its storage.
@@ -116,7 +116,7 @@ def split_head(top: TopModel) -> tuple[TrunkModel, HeadModel]:
     Returns:
         ``trunk(representations (B, T, H), attention_mask (B, T)) -> hidden``, before final norm, pooler and
         head: for a classifier the pooled position (B, H), for a causal LM every position (B, T, H).
-            ``head(hidden) -> logits``.
+        ``head(hidden) -> logits``.
 
     Raises:
         UnsupportedModelError: If the top ends without a head.
