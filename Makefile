@@ -5,7 +5,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PAGES := $(wildcard README.md docs/*.md)
-export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test check bench docs proto clean
 
@@ -19,6 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## tune on synthetic tickets against a vendor on this machine, and attack what was sent
 	$(BIN)/veiltune demo
 
+test: export OMP_NUM_THREADS = 1
 test: $(STAMP)  ## unit, property and statistical tests, doctests included
 	$(BIN)/pytest -n auto -q
 

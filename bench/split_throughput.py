@@ -54,7 +54,10 @@ def split_run(config: TuneConfig) -> dict[str, Any]:
         "seconds": clock.began["evaluate"] - clock.began["privatize"],
         "overhead": 1 - summary["vendor_busy_seconds"] / training,
         "upload_bytes": metrics[0]["bytes_up"],
-        "training_bytes": metrics[-1]["bytes_up"] + metrics[-1]["bytes_down"] - metrics[0]["bytes_up"] - metrics[0]["bytes_down"],
+        "training_bytes": metrics[-1]["bytes_up"]
+        + metrics[-1]["bytes_down"]
+        - metrics[0]["bytes_up"]
+        - metrics[0]["bytes_down"],
         "counted_steps": len(metrics) - 1,
         "utility": summary["utility"],
     }
@@ -79,7 +82,7 @@ def unsplit_run(config: TuneConfig) -> dict[str, Any]:
             target_modules=["query", "value"],
             layers_to_transform=blocks,
             layers_pattern="layer",
-             modules_to_save=["pooler"],  # the classifier is saved by itself; the split's task head has the pooler too
+            modules_to_save=["pooler"],  # the classifier is saved by itself; the split's task head has the pooler too
         ),
     ).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=train.weight_decay)
@@ -90,7 +93,9 @@ def unsplit_run(config: TuneConfig) -> dict[str, Any]:
     for epoch in range(train.epochs):
         for batch in epoch_batches(lengths, batch_size=train.batch_size, seed=train.seed, epoch=epoch):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(step, total=total, warmup_fraction=train.warmup_fraction, peak=train.learning_rate)
+                group["lr"] = learning_rate_at(
+                    step, total=total, warmup_fraction=train.warmup_fraction, peak=train.learning_rate
+                )
             ids, mask = pad_ids([token_ids[i] for i in batch])
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=train.precision == "bf16"):
                 logits = model(input_ids=ids, attention_mask=mask).logits
@@ -142,7 +147,12 @@ def main() -> None:
                 split.append(split_run(config))
                 unsplit.append(unsplit_run(config))
                 print(f"round {number}: split {split[-1]['seconds']:.1f} s, unsplit {unsplit[-1]['seconds']:.1f} s")
-        tokens = sum(len(ids) for ids in encode_texts(load_base("minilm").tokenizer, read_table(section["train"], text_column="text").texts, max_length=128))
+        tokens = sum(
+            len(ids)
+            for ids in encode_texts(
+                load_base("minilm").tokenizer, read_table(section["train"], text_column="text").texts, max_length=128
+            )
+        )
     ratios = [u["seconds"] / s["seconds"] for s, u in zip(split, unsplit, strict=True)]
     shown = 3 * arguments.examples
     result = {

@@ -89,7 +89,9 @@ def job_spec(**changes: object) -> pb.JobSpec:
     return pb.JobSpec(**(fields | changes))  # type: ignore[arg-type]
 
 
-def open_job(client: VendorClient, *, key: str = "k" * 32, checkpoints: tuple[int, ...] = (), **changes: object) -> RemoteJob:
+def open_job(
+    client: VendorClient, *, key: str = "k" * 32, checkpoints: tuple[int, ...] = (), **changes: object
+) -> RemoteJob:
     """Opens a job and returns it ready for calls."""
     request = pb.OpenJobRequest(spec=job_spec(**changes), key=key, customer_checkpoints=checkpoints)
     opened = client.call("OpenJob", request)

@@ -88,7 +88,12 @@ def test_a_vector_at_the_norm_bound_is_accepted() -> None:
 
 @pytest.mark.parametrize(
     ("lengths", "cause"),
-    [([], "at least one example"), ([0, 4], r"in \[1, 5\]"), ([6], r"in \[1, 5\]"), ([1, 2], "add up to 3 tokens, the tensor has 4")],
+    [
+        ([], "at least one example"),
+        ([0, 4], r"in \[1, 5\]"),
+        ([6], r"in \[1, 5\]"),
+        ([1, 2], "add up to 3 tokens, the tensor has 4"),
+    ],
 )
 def test_lengths_must_fit_the_tensor(lengths: list[int], cause: str) -> None:
     message = pb.Ragged(values=encode_tensor(torch.zeros(4, 2)), lengths=lengths)

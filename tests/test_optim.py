@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from veiltune.models.optim import ResumableAdamW, repeatable_dropout
+from veiltune.models.optim import ResumableAdamW
 
 
 def gradients(step: int) -> torch.Tensor:
@@ -44,15 +44,3 @@ def test_a_restored_optimizer_goes_on_bit_for_bit() -> None:
     train(second, fresh, range(4, 8))
     assert torch.equal(straight, fresh)
     assert second.step == 8
-
-
-def test_dropout_repeats_and_leaves_the_global_generator_alone() -> None:
-    torch.manual_seed(1)
-    before = torch.get_rng_state()
-    draws = []
-    for seed, step, micro_batch in ((0, 1, 2), (0, 1, 2), (0, 1, 3)):
-        with repeatable_dropout(seed, step, micro_batch):
-            draws.append(nn.functional.dropout(torch.ones(64), 0.5))
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
-    assert torch.equal(before, torch.get_rng_state())

@@ -15,7 +15,7 @@ class Counter:
     def __init__(self) -> None:
         self.done: list[int] = []
 
-    def work(self, seq: int):  # noqa: ANN201
+    def work(self, seq: int):
         async def run() -> int:
             self.done.append(seq)
             return seq * 10

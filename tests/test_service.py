@@ -10,8 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 import torch
-from parties import Vendor, open_job, running_vendor
 
+from parties import Vendor, open_job, running_vendor
 from veiltune.customer.remote import JobRewoundError, RemoteJob, VendorClient, ragged
 from veiltune.errors import ConfigError, ProtocolError, VendorRefusedError, VendorUnreachableError
 from veiltune.wire import veiltune_pb2 as pb
@@ -230,7 +230,9 @@ class TestMutualTls:
 
         create_authority(tmp_path / "foreign")
         folder = issue_tenant(tmp_path / "foreign", "acme")
-        (folder / "ca.crt").write_bytes((vendor.state / "ca.crt").read_bytes())  # trusts the vendor, but is unknown to it
+        (folder / "ca.crt").write_bytes(
+            (vendor.state / "ca.crt").read_bytes()
+        )  # trusts the vendor, but is unknown to it
         with pytest.raises(Exception, match="not signed by the authority"):
             VendorClient(vendor.address, credentials=folder)
 

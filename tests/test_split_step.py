@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from parties import Vendor, open_job, running_vendor
 from torch import Tensor
 
+from parties import Vendor, open_job, running_vendor
 from veiltune.customer.batching import pad_ids
 from veiltune.customer.remote import RemoteJob, ragged
 from veiltune.models.adapters import attach_peft, trainable_parameters
+from veiltune.models.dropout import FastDropout
 from veiltune.models.loading import classifier_model
 from veiltune.models.optim import ResumableAdamW
 from veiltune.models.split import BottomModel, HeadModel, split_head, split_model
@@ -37,7 +38,7 @@ def token_ids() -> list[list[int]]:
 
 def no_dropout(module: torch.nn.Module) -> None:
     for part in module.modules():
-        if isinstance(part, torch.nn.Dropout):
+        if isinstance(part, torch.nn.Dropout | FastDropout):
             part.p = 0.0
 
 
@@ -77,7 +78,7 @@ def test_head_at_the_vendor(vendor: Vendor, method: str, upload: bool) -> None:
     job = open_job(client, method=method)
     slot = vendor.engine.running("loopback", job.job).slot
     no_dropout(slot.top)
-    values, frame = released(bottom.eval())
+    _, frame = released(bottom.eval())
     if upload:
         client.upload([pb.UploadChunk(job=job.job, first_row=0, rows=frame)])
         pending = job.send_forward(step=0, micro_batch=0, rows=[0, 1, 2])
@@ -114,7 +115,9 @@ def test_head_at_the_customer(vendor: Vendor, method: str) -> None:
     assert torch.allclose(outputs, logits, rtol=1e-6, atol=1e-6)
     ours = {n.rpartition("layer.")[2]: p for n, p in trainable_parameters(slot.top).items()}
     ours |= {n.rpartition("model.")[2]: p for n, p in trainable_parameters(head).items()}
-    theirs = {(n.rpartition("layer.")[2] if "layer." in n else n.rpartition("model.")[2]): p for n, p in expected.items()}
+    theirs = {
+        (n.rpartition("layer.")[2] if "layer." in n else n.rpartition("model.")[2]): p for n, p in expected.items()
+    }
     assert_same_parameters(ours, theirs)
 
 
@@ -167,5 +170,3 @@ def test_two_jobs_do_not_touch_each_other(vendor: Vendor) -> None:
     assert torch.equal(other.predict(frame), untouched)
     assert not torch.equal(mine.predict(frame), untouched)
     assert all(torch.equal(p, before[name]) for name, p in vendor.engine.base.model.named_parameters())
-
-

@@ -4,10 +4,10 @@ Each takes exactly one keyword argument, so that the message speaks in the calle
 
 >>> positive(eta=2.0)
 2.0
->>> positive(eta=0.0, hint="to send representations without noise name the privatizer 'none'")
+>>> positive(eta=0.0, hint="name the privatizer 'none' instead")
 Traceback (most recent call last):
     ...
-veiltune.errors.InputError: eta must be positive and finite, got 0.0; to send representations without noise name the privatizer 'none'
+veiltune.errors.InputError: eta must be positive and finite, got 0.0; name the privatizer 'none' instead
 """
 
 from __future__ import annotations
@@ -73,4 +73,4 @@ def one_of(known: Iterable[str], *, hint: str = "", **values: str) -> str:
     names = list(known)
     if value not in names:
         raise InputError(f"{name} {value!r} is unknown; {hint or nearest(str(value), names)}")
-    return value
+    return str(value)

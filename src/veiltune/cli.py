@@ -23,17 +23,18 @@ vendor_app.add_typer(tenant_app, name="tenant")
 
 State = Annotated[Path, typer.Option("--state", help="The vendor's folder: authority, job database, checkpoints.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value, e.g. train.epochs=5. Repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one value, e.g. train.epochs=5. Repeatable."),
 ]
 
 # Large frames are taken from and given back to the system at every call unless malloc is told to keep them, and a
-# thread that spins while it waits takes the core that the other party's process needs.
+# thread that spins for long while it waits takes the core that the other party's process needs.
 _PROCESS_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "4",
     "MALLOC_MMAP_THRESHOLD_": "268435456",
     "MALLOC_TRIM_THRESHOLD_": "1073741824",
     "MALLOC_TOP_PAD_": "67108864",
-    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "10000",
     "TOKENIZERS_PARALLELISM": "false",
 }
 
@@ -42,7 +43,9 @@ _PROCESS_ENVIRONMENT = {
 def tune(
     config: Annotated[Path, typer.Argument(help="TOML file of the run.")],
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be released and trained; send nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be released and trained; send nothing.")
+    ] = False,
 ) -> None:
     """Fine-tune the vendor's model on text that the vendor never sees, and write one run folder.
 
@@ -82,7 +85,9 @@ def predict(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option("--folder", help="Where the demo writes; a new folder each time if not given.")] = Path("runs"),
+    folder: Annotated[
+        Path, typer.Option("--folder", help="Where the demo writes; a new folder each time if not given.")
+    ] = Path("runs"),
     seed: Annotated[int, typer.Option(help="Seed of the synthetic tickets and of training; never of the noise.")] = 0,
 ) -> None:
     """Both parties on this machine: synthetic support tickets, MiniLM, mTLS, d_chi, and an attack on what was sent."""
@@ -106,7 +111,9 @@ def vendor_init(
     state: State = Path("vendor-state"),
     model: Annotated[str, typer.Option(help="Base model: minilm, a local folder or a hub name.")] = "minilm",
     address: Annotated[str, typer.Option(help="host:port to listen on.")] = "127.0.0.1:50051",
-    host: Annotated[list[str] | None, typer.Option(help="Names under which customers reach the server. Repeatable.")] = None,
+    host: Annotated[
+        list[str] | None, typer.Option(help="Names under which customers reach the server. Repeatable.")
+    ] = None,
 ) -> None:
     """Make the vendor's folder: a certificate authority, the server's certificate and vendor.toml."""
     from veiltune.config import VendorConfig, dump_toml, parse_config
@@ -189,4 +196,3 @@ def _settle_environment() -> None:
     if missing and sys.argv[0] and Path(sys.argv[0]).exists() and "VEILTUNE_SETTLED" not in os.environ:
         environment = os.environ | missing | {"VEILTUNE_SETTLED": "1"}
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)
-

@@ -48,7 +48,9 @@ def invert_by_nearest_embedding(
     if not 1 <= top_k <= len(vocabulary):
         raise InputError(f"top_k must be in [1, {len(vocabulary)}] (the vocabulary size), got {top_k}")
     if representations.shape[-1] != vocabulary.shape[-1]:
-        raise InputError(f"representations have width {representations.shape[-1]}, the vocabulary {vocabulary.shape[-1]}")
+        raise InputError(
+            f"representations have width {representations.shape[-1]}, the vocabulary {vocabulary.shape[-1]}"
+        )
     table = vocabulary.float()
     half_squares = table.square().sum(dim=-1) / 2
     blocks = representations.float().split(max(1, _BLOCK // len(table)))
@@ -58,9 +60,18 @@ def invert_by_nearest_embedding(
 
 
 def score_token_recovery(
-    guesses: Int[Tensor, "tokens top_k"], secret: Int[Tensor, "tokens"], *, name: str = "embedding_inversion"
+    guesses: Int[Tensor, "tokens top_k"], secret: Int[Tensor, " tokens"], *, name: str = "embedding_inversion"
 ) -> AttackResult:
-    """Counts tokens that are among their guesses."""
+    """Counts tokens that are among their guesses.
+
+    Args:
+        guesses: As the attack returned them.
+        secret: The true token ids, special tokens left out: they are no secret.
+        name: Of the attack, for the report.
+
+    Raises:
+        InputError: If the lengths differ or there is no token.
+    """
     if len(guesses) != len(secret):
         raise InputError(f"guesses are for {len(guesses)} tokens, the secret has {len(secret)}")
     hits = (guesses == secret.unsqueeze(-1)).any(dim=-1)

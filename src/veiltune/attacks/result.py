@@ -24,7 +24,9 @@ class AttackResult:
 
     def __post_init__(self) -> None:
         if not 0 <= self.successes <= self.trials or self.trials < 1:
-            raise InputError(f"successes must be in [0, trials] and trials at least 1, got {self.successes}/{self.trials}")
+            raise InputError(
+                f"successes must be in [0, trials] and trials at least 1, got {self.successes}/{self.trials}"
+            )
 
     @property
     def success_rate(self) -> float:
@@ -40,7 +42,14 @@ class AttackResult:
         return 1.0 - self.success_rate
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Clopper-Pearson interval of the success rate, exact for independent trials."""
+        """Clopper-Pearson interval of the success rate.
+
+        Guarantee:
+            It covers the true rate with at least that probability if trials are independent. Tokens of one text are
+            not: for them it is a lower limit of the uncertainty.
+
+        Source: Clopper and Pearson 1934.
+        """
         alpha = 1.0 - in_range(0.0, 1.0, confidence=confidence)
         k, n = self.successes, self.trials
         low = 0.0 if k == 0 else float(beta.ppf(alpha / 2, k, n - k + 1))

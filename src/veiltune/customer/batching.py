@@ -24,7 +24,9 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], *, max_length: int, pad_t
         pad_to: Round every length up to a multiple of this with padding tokens, which are then treated as real ones
             (noised, sent, attended to), so that lengths tell less. 0 for exact lengths.
     """
-    encoded: list[list[int]] = [list(ids) for ids in tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]]
+    encoded: list[list[int]] = [
+        list(ids) for ids in tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+    ]
     if any(not ids for ids in encoded):
         raise DataError("a text has no tokens; remove empty texts")
     if pad_to:

@@ -66,16 +66,12 @@ def _predict(config: TuneConfig, run: RunFolder, card: JobCard, texts: Sequence[
         local_optimizer(config, bundle).restore(
             load_file(run.private / "checkpoints" / f"{steps[-1]:08d}.safetensors") if steps else None
         )
-        token_ids = encode_texts(
-            bundle.tokenizer, texts, max_length=config.data.max_length, pad_to=config.wire.pad_to
-        )
+        token_ids = encode_texts(bundle.tokenizer, texts, max_length=config.data.max_length, pad_to=config.wire.pad_to)
         reporter.phase("predict", len(token_ids))
         job = RemoteJob(client, card.job, next_seq=0)
         logits = predict_logits(job, releaser, bundle.head, token_ids, part="inference", progress=reporter.advance)
         totals = releaser.ledger.totals()
-        run.write_json(
-            "privacy.json", statement(config, releaser.privatizer, totals, num_classes=len(card.labels))
-        )
+        run.write_json("privacy.json", statement(config, releaser.privatizer, totals, num_classes=len(card.labels)))
         return logits
     finally:
         client.close()

@@ -93,7 +93,7 @@ def protect_labels(
         kept = load_file(memo)["labels"].tolist()
         if len(kept) != len(labels):
             raise PrivacyError(
-                f"the run has {len(kept)} protected labels, the data now has {len(labels)} examples; start a new run folder"
+                f"the run has {len(kept)} protected labels for now {len(labels)} examples; start a new run folder"
             )
         return kept, flip_matrix(num_classes, epsilon)
     root = SecureGenerator(secret)
@@ -131,7 +131,9 @@ def contributing_tokens(
     )
 
 
-def statement(config: TuneConfig, privatizer: Privatizer, totals: LedgerTotals, *, num_classes: int) -> dict[str, object]:
+def statement(
+    config: TuneConfig, privatizer: Privatizer, totals: LedgerTotals, *, num_classes: int
+) -> dict[str, object]:
     """privacy.json: what was released how often, what that is claimed to protect, and what it does not."""
     frozen = config.split.bottom == "frozen"
     return {
@@ -144,7 +146,9 @@ def statement(config: TuneConfig, privatizer: Privatizer, totals: LedgerTotals, 
             "max_releases_per_example": totals.max_releases_per_example,
             "tokens": totals.tokens,
             "bottom": config.split.bottom,
-            "replay": "each text once, the same bytes ever after" if frozen else "a new release of each text every step",
+            "replay": "each text once, the same bytes ever after"
+            if frozen
+            else "a new release of each text every step",
         },
         "contributing_tokens": _contributing_statement(config),
         "labels": _label_statement(config, num_classes),
@@ -178,6 +182,6 @@ def _contributing_statement(config: TuneConfig) -> dict[str, object]:
     return {
         "mode": config.privacy.cti,
         "at_inference": config.privacy.cti_at_inference,
-        "statement": "positions of contributing tokens are disclosed by the radius of their noise; their list was fitted"
-        " on the training texts without noise, so no d_chi bound holds between differently scaled tokens",
+        "statement": "positions of contributing tokens are disclosed by the radius of their noise; their list was"
+        " fitted on the training texts without noise, so no d_chi bound holds between differently scaled tokens",
     }

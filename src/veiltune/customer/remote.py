@@ -253,7 +253,9 @@ def _open_channel(address: str, *, credentials: Path | None, plaintext: bool) ->
             raise ConfigError(f"plaintext is possible only on loopback, not to {address!r}; use credentials")
         return grpc.insecure_channel(address, options=options)
     if credentials is None:
-        raise ConfigError("vendor.credentials must name the folder that the vendor gave you (tenant.key, tenant.crt, ca.crt)")
+        raise ConfigError(
+            "vendor.credentials must name the folder that the vendor gave you (tenant.key, tenant.crt, ca.crt)"
+        )
     check_credentials(credentials, name="tenant")
     secure = grpc.ssl_channel_credentials(
         root_certificates=(credentials / "ca.crt").read_bytes(),
@@ -263,7 +265,7 @@ def _open_channel(address: str, *, credentials: Path | None, plaintext: bool) ->
     return grpc.secure_channel(address, secure, options=options)
 
 
-class _as_our_errors:  # noqa: N801 - reads as a phrase: `with _as_our_errors(client):`
+class _as_our_errors:
     """Turns gRPC statuses into our exceptions, with the vendor's one-line cause."""
 
     def __init__(self, client: VendorClient) -> None:

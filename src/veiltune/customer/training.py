@@ -19,7 +19,8 @@ from veiltune.customer.batching import epoch_batches, learning_rate_at, micro_ba
 from veiltune.customer.releasing import Releaser
 from veiltune.customer.remote import PendingForward, RemoteJob, ragged
 from veiltune.errors import VeiltuneError
-from veiltune.models.optim import ResumableAdamW, repeatable_dropout
+from veiltune.models.dropout import MaskSource, repeatable_dropout, use_fast_dropout
+from veiltune.models.optim import ResumableAdamW
 from veiltune.privatize.labels import corrected_cross_entropy
 from veiltune.runs import atomic_write_bytes
 
@@ -85,6 +86,8 @@ class Trainer:
         self.job, self.releaser, self.examples, self.schedule = job, releaser, examples, schedule
         self._flip_matrix, self._head, self._local = flip_matrix, head, local
         self._checkpoints = checkpoints
+        self._bottom_dropout = use_fast_dropout(releaser.bottom)
+        self._head_dropout = MaskSource() if head is None else use_fast_dropout(head)
         self._lengths = [len(ids) for ids in examples.token_ids]
         self._per_epoch = -(-len(self._lengths) // schedule.batch_size)
         self.total_steps = self._per_epoch * schedule.epochs
@@ -174,7 +177,7 @@ class Trainer:
         """Privatizes a micro-batch of a trainable bottom: a new release of each example, kept before it is sent."""
         token_ids = [self.examples.token_ids[i] for i in part]
         self.releaser.bottom.train()
-        with repeatable_dropout(self.schedule.seed, step, micro_batch):
+        with repeatable_dropout(self._bottom_dropout, self.schedule.seed, step, micro_batch):
             clean = self.releaser.clean(token_ids)
         labels = [self.examples.labels[i] for i in part]
         values = self.releaser.noisy(clean, token_ids, labels, b"step", step, micro_batch)
@@ -186,7 +189,7 @@ class Trainer:
         return values
 
     def _learn(self, pending: PendingForward, values: Tensor | None, part: list[int], batch_size: int) -> float:
-        with repeatable_dropout(self.schedule.seed + 1, pending.step, pending.micro_batch):
+        with repeatable_dropout(self._head_dropout, self.schedule.seed + 1, pending.step, pending.micro_batch):
             outputs = pending.outputs(values)
             logits = outputs if self._head is None else self._head(outputs)
         labels = torch.tensor([self.examples.labels[i] for i in part])

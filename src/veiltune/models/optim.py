@@ -1,10 +1,8 @@
-"""AdamW that can be put away and taken up again bit for bit, and dropout that repeats: both parties train with these."""
+"""AdamW that can be put away and taken up again bit for bit; both parties train with it."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -67,12 +65,3 @@ class ResumableAdamW:
             if state is not None and f"exp_avg.{name}" in state:
                 moments = {moment: state[f"{moment}.{name}"].clone() for moment in _MOMENTS}
                 self._adamw.state[parameter] = {"step": torch.tensor(float(self.step)), **moments}
-
-
-@contextlib.contextmanager
-def repeatable_dropout(seed: int, step: int, micro_batch: int) -> Iterator[None]:
-    """Seeds the global generator by (seed, step, micro-batch) inside the block, so that a lost pass repeats exactly."""
-    label = f"{seed}/{step}/{micro_batch}".encode()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(hashlib.sha256(label).digest()[:8], "little") >> 1)
-        yield

@@ -1,1 +1,1 @@
-"""Mechanisms that run at the customer before anything leaves: pure maths over tensors, every draw from a given generator."""
+"""Mechanisms that run at the customer before anything leaves: pure maths, every draw from a given generator."""

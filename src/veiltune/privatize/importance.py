@@ -47,7 +47,9 @@ def token_importance(
     counts = torch.zeros(num_classes, vocab_size, dtype=torch.float64)
     for ids, label in zip(token_ids, labels, strict=True):
         if not 0 <= label < num_classes or not ids or not 0 <= min(ids) <= max(ids) < vocab_size:
-            raise InputError(f"token ids must be in [0, {vocab_size - 1}] and labels in [0, {num_classes - 1}]")
+            raise InputError(
+                f"every text needs a label in [0, {num_classes - 1}] and token ids, all in [0, {vocab_size - 1}]"
+            )
         counts[label] += torch.bincount(torch.tensor(list(ids)), minlength=vocab_size)
     totals = counts.sum(dim=1, keepdim=True)
     if bool((totals == 0).any()):
@@ -97,10 +99,13 @@ class ContributingTokens:
             vocab_size: V.
             variant: "budget": max(importance, floor), the SDK's. "top": `top_multiplier` for the top fraction of the
                 vocabulary in each class, 1 for the rest.
-            top_fraction: In (0, 1].
+            top_fraction: Of the vocabulary, in (0, 1]; at least one token is taken.
             top_multiplier: At least 1; inf sends those tokens without noise.
             floor: Least multiplier of "budget", > 0.
             at_inference: Whether texts without a label are scaled too.
+
+        Raises:
+            InputError: If the variant is unknown or a number is out of range.
 
         Source: "budget": the SDK (arXiv:2312.15603); "top": its reproduction in Split-N-Denoise, arXiv:2310.09130.
         """
@@ -110,13 +115,14 @@ class ContributingTokens:
             table = importance.clamp_min(positive(floor=floor))
         else:
             in_range(1.0, math.inf, top_multiplier=top_multiplier)
+            positive(top_fraction=top_fraction, hint="to scale no token switch cti off")
             chosen = max(1, int(in_range(0.0, 1.0, top_fraction=top_fraction) * vocab_size))
             best = importance.topk(chosen, dim=1)
             table = torch.ones_like(importance)
             table.scatter_(1, best.indices, torch.where(best.values > 0, top_multiplier, 1.0).double())
         return cls(table=table.float(), at_inference=at_inference)
 
-    def multipliers(self, token_ids: Int[Tensor, "T"], label: int | None) -> Float[Tensor, "T"]:
+    def multipliers(self, token_ids: Int[Tensor, " T"], label: int | None) -> Float[Tensor, " T"]:
         """The eta multiplier of each token of a text; `label` None at inference."""
         if label is not None:
             return self.table[label, token_ids]

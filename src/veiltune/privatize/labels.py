@@ -28,8 +28,8 @@ def keep_probability(num_classes: int, epsilon: float) -> float:
 
 
 def randomize_labels(
-    labels: Int[Tensor, "n"], *, num_classes: int, epsilon: float, generator: Generator
-) -> Int[Tensor, "n"]:
+    labels: Int[Tensor, " n"], *, num_classes: int, epsilon: float, generator: Generator
+) -> Int[Tensor, " n"]:
     """Answers each label truthfully with `keep_probability`, else with one of the other classes at random.
 
     >>> g = torch.Generator().manual_seed(0)
@@ -59,7 +59,7 @@ def randomize_labels(
         raise InputError(f"labels must be in [0, {num_classes - 1}]")
     keep = uniform(tuple(labels.shape), generator) <= keep_probability(num_classes, epsilon)
     shift = (uniform(tuple(labels.shape), generator) * (num_classes - 1)).ceil().long()  # 1 .. C-1
-    return torch.where(keep, labels, (labels + shift) % num_classes)
+    return torch.where(keep.to(labels.device), labels, (labels + shift.to(labels.device)) % num_classes)
 
 
 def flip_matrix(num_classes: int, epsilon: float) -> Float[Tensor, "C C"]:
@@ -76,9 +76,9 @@ def flip_matrix(num_classes: int, epsilon: float) -> Float[Tensor, "C C"]:
 
 def corrected_cross_entropy(
     logits: Float[Tensor, "B C"],
-    labels: Int[Tensor, "B"],
+    labels: Int[Tensor, " B"],
     flip_matrix: Float[Tensor, "C C"] | None = None,
-) -> Float[Tensor, "B"]:
+) -> Float[Tensor, " B"]:
     """Cross-entropy of each example against the distribution of answers, -log (softmax(z) @ flip_matrix)[a].
 
     Its minimiser over many answers is the posterior of the true label, so a model trained with it predicts labels and
@@ -93,9 +93,14 @@ def corrected_cross_entropy(
         labels: Answers of randomised response.
         flip_matrix: As `flip_matrix` gives it.
 
+    Guarantee:
+        A function of answers and logits, so it costs no privacy; but its gradient shows the answer of each example to
+        whoever gets it. What stays hidden is whether the answer is the label.
+
     Source: forward correction, Patrini et al. 2017, arXiv:1609.03683.
     """
     log_probabilities = logits.float().log_softmax(dim=-1)
     if flip_matrix is not None:
-        log_probabilities = (log_probabilities.unsqueeze(-1) + flip_matrix.log()).logsumexp(dim=1)  # (B, C)
+        log_flips = flip_matrix.to(logits.device).log()  # (true C, answer C)
+        log_probabilities = (log_probabilities.unsqueeze(-1) + log_flips).logsumexp(dim=1)  # (B, answer C)
     return -log_probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)

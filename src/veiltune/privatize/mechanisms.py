@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import ClassVar, Protocol
@@ -13,11 +13,17 @@ from jaxtyping import Float
 from scipy.special import gammaln
 from torch import Tensor
 
-from veiltune._validate import one_of, positive, positive_int
+from veiltune._validate import in_range, one_of, positive, positive_int
 from veiltune.errors import InputError
 from veiltune.privatize.accounting import metric_bound
 from veiltune.privatize.noise import sample_d_chi_noise, sample_gaussian_noise
 from veiltune.privatize.randomness import Generator
+
+_OFF = "to send representations without noise name the mechanism 'none'"
+_SCALED = (
+    "tokens have noise of different scale: the radius discloses the positions of each scale, so no bound holds between"
+    " tokens of different scale, and a token without noise is sent in the clear; strength is that of multiplier 1"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +53,30 @@ class Privatizer(Protocol):
         """In all measures; None if there is no noise."""
 
     def privatize(
-        self, representations: Float[Tensor, "N H"], *, generator: Generator, multipliers: Float[Tensor, "N"] | None = None
+        self,
+        representations: Float[Tensor, "N H"],
+        *,
+        generator: Generator,
+        multipliers: Float[Tensor, " N"] | None = None,
     ) -> Float[Tensor, "N H"]:
-        """Adds independent noise to each token's vector; `multipliers` scale eta per token, inf means no noise."""
+        """Adds independent noise to each token's vector.
 
-    def claim(self, *, num_releases: int) -> dict[str, object]:
-        """What holds after so many releases of a text, for privacy.json."""
+        Args:
+            representations: Clean vectors, one row a token, padding removed; on any device.
+            generator: Source of randomness.
+            multipliers: Scale eta per token, > 0; inf sends that token's vector as it is.
+
+        Returns:
+            float32, on the same device; its gradient with respect to the input is the identity.
+        """
+
+    def claim(self, *, num_releases: int, scaled: bool = False) -> dict[str, object]:
+        """What holds after so many releases of a text, in words and numbers for privacy.json.
+
+        Args:
+            num_releases: Fresh releases of one text, at least 1; a replay of the same bytes is none.
+            scaled: Whether `privatize` was given multipliers that differ between tokens.
+        """
 
 
 class NoPrivacy:
@@ -66,16 +90,20 @@ class NoPrivacy:
     strength: Strength | None = None
 
     def privatize(
-        self, representations: Float[Tensor, "N H"], *, generator: Generator, multipliers: Float[Tensor, "N"] | None = None
+        self,
+        representations: Float[Tensor, "N H"],
+        *,
+        generator: Generator,
+        multipliers: Float[Tensor, " N"] | None = None,
     ) -> Float[Tensor, "N H"]:
         """Returns a float32 copy."""
         return representations.float().clone()
 
-    def claim(self, *, num_releases: int) -> dict[str, object]:
+    def claim(self, *, num_releases: int, scaled: bool = False) -> dict[str, object]:
         """Says that nothing is protected."""
         return {
             "mechanism": self.name,
-            "statement": "nothing is protected: representations are sent without noise and the vendor can read the text",
+            "statement": "nothing is protected: representations leave without noise and the vendor can read the text",
         }
 
 
@@ -84,7 +112,7 @@ class DChi:
     """d_chi-privacy under L2: noise with density proportional to exp(-eta ||z||).
 
     Guarantee:
-        For each token's vector and each release, against the vendor who sees it: inputs at distance D are told apart
+        For each token's vector and each release, against the vendor who sees it: values at distance D are told apart
         by a likelihood ratio of at most exp(eta * D). A text of n tokens that all change adds up its n distances;
         above the embeddings one changed token moves every vector. Not (epsilon, delta)-DP over examples. Multipliers
         that differ void the bound between tokens of different scale, and the radius shows which are which.
@@ -104,23 +132,29 @@ class DChi:
         return _strength(self.eta, self.dim / self.eta, power, self.reference_norm)
 
     def privatize(
-        self, representations: Float[Tensor, "N H"], *, generator: Generator, multipliers: Float[Tensor, "N"] | None = None
+        self,
+        representations: Float[Tensor, "N H"],
+        *,
+        generator: Generator,
+        multipliers: Float[Tensor, " N"] | None = None,
     ) -> Float[Tensor, "N H"]:
-        """Adds the noise; the gradient of the result with respect to the input is the identity."""
-        noisy, scale = _split_multipliers(representations, multipliers)
-        noise = sample_d_chi_noise(
-            (int(noisy.sum()), self.dim), eta=(self.eta * scale).double(), generator=generator
-        )
-        return _add(representations, noise, noisy)
+        """Adds d_chi noise of parameter eta * multiplier to each row."""
 
-    def claim(self, *, num_releases: int) -> dict[str, object]:
+        def sample(shape: tuple[int, int], scale: Tensor) -> Tensor:
+            return sample_d_chi_noise(shape, eta=self.eta * scale, generator=generator)
+
+        return _add_noise(representations, self.dim, multipliers, sample)
+
+    def claim(self, *, num_releases: int, scaled: bool = False) -> dict[str, object]:
         """The metric bound of all releases of a text."""
         return _claim(
             self.name,
             self.strength,
             num_releases,
+            scaled,
             composed_eta=metric_bound(self.eta, num_releases),
-            statement="a token's inputs at L2 distance D are indistinguishable up to exp(composed_eta * D)",
+            statement="two values of a token's vector at L2 distance D are told apart by a likelihood ratio of at most"
+            " exp(composed_eta * D), all releases together",
         )
 
 
@@ -129,7 +163,7 @@ class Gaussian:
     """Isotropic Gaussian noise of standard deviation sigma = sqrt(dim + 1) / eta, so that its power equals d_chi's.
 
     Guarantee:
-        For each token's vector and each release, against the vendor who sees it: inputs at distance D are
+        For each token's vector and each release, against the vendor who sees it: values at distance D are
         (D / sigma)-Gaussian-DP apart; n releases sqrt(n) times that. The limits are those of `DChi`.
 
     Source: Dong et al. 2019, arXiv:1905.02383.
@@ -152,25 +186,30 @@ class Gaussian:
         return _strength(self.eta, mean, self.dim * self.sigma**2, self.reference_norm)
 
     def privatize(
-        self, representations: Float[Tensor, "N H"], *, generator: Generator, multipliers: Float[Tensor, "N"] | None = None
+        self,
+        representations: Float[Tensor, "N H"],
+        *,
+        generator: Generator,
+        multipliers: Float[Tensor, " N"] | None = None,
     ) -> Float[Tensor, "N H"]:
-        """Adds the noise; the gradient of the result with respect to the input is the identity."""
-        noisy, scale = _split_multipliers(representations, multipliers)
-        noise = sample_gaussian_noise(
-            (int(noisy.sum()), self.dim), sigma=(self.sigma / scale).double(), generator=generator
-        )
-        return _add(representations, noise, noisy)
+        """Adds Gaussian noise of standard deviation sigma / multiplier to each row."""
 
-    def claim(self, *, num_releases: int) -> dict[str, object]:
+        def sample(shape: tuple[int, int], scale: Tensor) -> Tensor:
+            return sample_gaussian_noise(shape, sigma=self.sigma / scale, generator=generator)
+
+        return _add_noise(representations, self.dim, multipliers, sample)
+
+    def claim(self, *, num_releases: int, scaled: bool = False) -> dict[str, object]:
         """The Gaussian-DP parameter of all releases of a text, per unit of distance."""
         return _claim(
             self.name,
             self.strength,
             num_releases,
+            scaled,
             sigma=self.sigma,
-            composed_mu_per_distance=math.sqrt(num_releases) / self.sigma,
-            statement="a token's inputs at L2 distance D are (composed_mu_per_distance * D)-Gaussian-DP apart; eta is"
-            " that of d_chi noise of equal power",
+            composed_mu_per_distance=math.sqrt(positive_int(num_releases=num_releases)) / self.sigma,
+            statement="two values of a token's vector at L2 distance D are (composed_mu_per_distance * D)-Gaussian-DP"
+            " apart, all releases together; eta is that of d_chi noise of equal power",
         )
 
 
@@ -214,20 +253,16 @@ def make_privatizer(
         raise InputError(
             f"mechanism {name!r} needs exactly one of eta, noise_to_norm, snr_db, got {', '.join(given) or 'none'}"
         )
-    positive_int(dim=dim), positive(reference_norm=reference_norm)
+    positive_int(dim=dim)
+    positive(reference_norm=reference_norm)
     kind = DChi if name == "d_chi" else Gaussian
-    unit = kind(dim=dim, eta=1.0, reference_norm=reference_norm)  # noise norms scale as 1 / eta
-    if eta is None:
-        wanted = noise_to_norm if noise_to_norm is not None else _ratio_of(unit.strength, snr_db or 0.0)
-        eta = unit.strength.noise_to_norm / positive(noise_to_norm=wanted)
-    return kind(dim=dim, eta=positive(eta=eta), reference_norm=reference_norm)
-
-
-def _ratio_of(unit: Strength, snr_db: float) -> float:
-    """The noise_to_norm at which the signal-to-noise ratio has the wanted value."""
-    if not math.isfinite(snr_db):
-        raise InputError(f"snr_db must be finite, got {snr_db}")
-    return unit.noise_to_norm * 10.0 ** ((unit.snr_db - snr_db) / 20.0)
+    unit = kind(dim=dim, eta=1.0, reference_norm=reference_norm).strength  # noise norms scale as 1 / eta
+    if noise_to_norm is not None:
+        eta = unit.noise_to_norm / positive(noise_to_norm=noise_to_norm)
+    if snr_db is not None:
+        eta = 10.0 ** ((in_range(-200.0, 200.0, snr_db=snr_db) - unit.snr_db) / 20.0)
+    assert eta is not None
+    return kind(dim=dim, eta=positive(eta=eta, hint=_OFF), reference_norm=reference_norm)
 
 
 def _strength(eta: float, mean_norm: float, power: float, reference_norm: float) -> Strength:
@@ -240,32 +275,36 @@ def _strength(eta: float, mean_norm: float, power: float, reference_norm: float)
 
 
 def _unit_gaussian_norm(dim: int) -> float:
-    return math.sqrt(2.0) * math.exp(gammaln((dim + 1) / 2) - gammaln(dim / 2))
+    """Mean norm of a standard normal vector."""
+    return math.sqrt(2.0) * math.exp(float(gammaln((dim + 1) / 2) - gammaln(dim / 2)))
 
 
-def _claim(name: str, strength: Strength, num_releases: int, **bounds: object) -> dict[str, object]:
+def _claim(
+    name: str, strength: Strength, num_releases: int, scaled: bool, *, statement: str, **bounds: float
+) -> dict[str, object]:
     return {
         "mechanism": name,
         "metric": "L2",
         "unit": "one token's vector",
         "num_releases": num_releases,
         "strength": asdict(strength),
-        **bounds,
+        **({"statement": _SCALED} if scaled else {**bounds, "statement": statement}),
     }
 
 
-def _split_multipliers(representations: Tensor, multipliers: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Which tokens get noise, and the eta multiplier of each that does."""
-    count = len(representations)
+def _add_noise(
+    representations: Tensor, dim: int, multipliers: Tensor | None, sample: Callable[[tuple[int, int], Tensor], Tensor]
+) -> Tensor:
+    """Adds a sample to every row whose multiplier is finite; `sample(shape, scale)` draws for such rows."""
+    if representations.dim() != 2 or representations.shape[1] != dim:
+        raise InputError(f"representations must have shape (N, {dim}), got {tuple(representations.shape)}")
+    count, clean = len(representations), representations.float()
     if multipliers is None:
-        return torch.ones(count, dtype=torch.bool), torch.ones(count)
-    if multipliers.shape != (count,) or bool((multipliers <= 0).any()) or bool(multipliers.isnan().any()):
-        raise InputError(f"multipliers must be {count} positive numbers, one a token, got shape {tuple(multipliers.shape)}")
-    noisy = torch.isfinite(multipliers)
-    return noisy, multipliers[noisy]
-
-
-def _add(representations: Tensor, noise: Tensor, noisy: Tensor) -> Tensor:
-    full = torch.zeros(representations.shape)
-    full[noisy] = noise
-    return representations.float() + full
+        return clean + sample((count, dim), torch.ones(count, dtype=torch.float64)).to(clean.device)
+    scale = multipliers.detach().to("cpu", torch.float64)
+    if scale.shape != (count,) or not bool((scale > 0).all()):
+        raise InputError(f"multipliers must be {count} numbers above zero, one a token, got shape {tuple(scale.shape)}")
+    noisy = torch.isfinite(scale)
+    noise = torch.zeros(count, dim)
+    noise[noisy] = sample((int(noisy.sum()), dim), scale[noisy])
+    return clean + noise.to(clean.device)

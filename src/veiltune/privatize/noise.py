@@ -31,8 +31,8 @@ def sample_d_chi_noise(
     8.0
 
     Guarantee:
-        For x, x' in R^dim and every set S: P[x + z in S] <= exp(eta * ||x - x'||_2) * P[x' + z in S], against anyone who
-        sees x + z. It holds per vector and per release; n releases of one vector cost n * eta. It is not
+        For x, x' in R^dim and every set S: P[x + z in S] <= exp(eta * ||x - x'||_2) * P[x' + z in S], against anyone
+        who sees x + z. It holds per vector and per release; n releases of one vector cost n * eta. It is not
         (epsilon, delta)-DP over examples, and at a cut above the embeddings one changed token changes every vector of
         its text. Exact in real arithmetic; rounding to float32 after sampling in float64 is not hardened against
         floating-point attacks (arXiv:2107.10138).
@@ -55,7 +55,7 @@ def sample_d_chi_noise(
     dim = shape[-1]
     blocks = [
         _directions(len(part), dim, generator) * (_unit_gamma(len(part), dim, generator) / part).unsqueeze(-1)
-        for part in rate.split(max(1, _BLOCK // dim))
+        for part in _blocks(rate, dim)
     ]
     return torch.cat(blocks).float().reshape(shape) if len(rate) else torch.zeros(shape)
 
@@ -91,19 +91,24 @@ def sample_gaussian_noise(
     """
     scale = _per_vector(shape, sigma, "sigma", hint="to send representations without noise name the privatizer 'none'")
     dim = shape[-1]
-    blocks = [normal((len(part), dim), generator) * part.unsqueeze(-1) for part in scale.split(max(1, _BLOCK // dim))]
+    blocks = [normal((len(part), dim), generator) * part.unsqueeze(-1) for part in _blocks(scale, dim)]
     return torch.cat(blocks).float().reshape(shape) if len(scale) else torch.zeros(shape)
 
 
 def _directions(count: int, dim: int, generator: Generator) -> Tensor:
     """(count, dim) uniform on the unit sphere: a normal vector has no preferred direction."""
     vectors = normal((count, dim), generator)
-    return vectors / vectors.norm(dim=-1, keepdim=True)
+    return vectors.div_(torch.linalg.vector_norm(vectors, dim=-1, keepdim=True))
 
 
 def _unit_gamma(count: int, dim: int, generator: Generator) -> Tensor:
     """(count,) draws of Gamma(dim, 1), each the sum of `dim` unit exponentials: exact for a whole shape."""
-    return -uniform((count, dim), generator).log().sum(dim=-1)
+    return -uniform((count, dim), generator).log_().sum(dim=-1)
+
+
+def _blocks(values: Tensor, dim: int) -> tuple[Tensor, ...]:
+    """Cuts one parameter a vector into pieces of about `_BLOCK` coordinates."""
+    return torch.split(values, max(1, _BLOCK // dim))
 
 
 def _per_vector(shape: tuple[int, ...], value: float | Tensor, name: str, *, hint: str) -> Tensor:

@@ -16,17 +16,28 @@ from veiltune.errors import InputError
 
 KEY_BYTES = 32
 _STEP = 2.0**-53
+_STREAM_BYTES = 2**37  # half of what a 32-bit block counter can number
 
 
 class SecureGenerator:
     """A ChaCha20 keystream under a 32-byte key.
 
+    >>> generator = SecureGenerator(bytes(32))
+    >>> generator
+    SecureGenerator(key=<secret>)
+    >>> bool(generator.derive("noise", 7).uniform((3,)).equal(generator.derive("noise", 7).uniform((3,))))
+    True
+
     Guarantee:
-        Without the key, draws cannot be told from random by any feasible computation, nor predicted from other draws.
-        With a key that was drawn by a test's seed it protects nothing.
+        Without the key, draws cannot be told from random by any feasible computation, nor predicted from other draws,
+        by anyone. It covers draws, not the process: who reads this machine's memory reads the key. With a key that was
+        drawn by a test's seed it protects nothing.
 
     Args:
         key: 32 secret bytes; drawn from the operating system if None.
+
+    Raises:
+        InputError: If the key has another length.
 
     Source: ChaCha20, RFC 8439; derivation: HMAC-SHA256, RFC 2104.
     """
@@ -35,20 +46,29 @@ class SecureGenerator:
         self._key = os.urandom(KEY_BYTES) if key is None else bytes(key)
         if len(self._key) != KEY_BYTES:
             raise InputError(f"key must have {KEY_BYTES} bytes, got {len(self._key)}")
-        self._stream = Cipher(algorithms.ChaCha20(self._key, bytes(16)), mode=None).encryptor()
+        self._next_stream, self._left = 0, 0
 
     def uniform(self, shape: tuple[int, ...]) -> Tensor:
         """float64 in (0, 1], multiples of 2^-53."""
         count = math.prod(shape)
         if not count:
             return torch.zeros(shape, dtype=torch.float64)
-        words = torch.frombuffer(bytearray(self._stream.update(bytes(8 * count))), dtype=torch.int64)
+        words = torch.frombuffer(bytearray(self._keystream(8 * count)), dtype=torch.int64)
         return (((words >> 11) & (2**53 - 1)).double() + 1.0).mul_(_STEP).reshape(shape)
 
     def derive(self, *labels: bytes | str | int) -> SecureGenerator:
         """An independent generator for a purpose: the same labels give the same one, whatever was drawn before."""
         encoded = b"".join(_encode(label) for label in labels)
         return SecureGenerator(hmac.new(self._key, encoded, hashlib.sha256).digest())
+
+    def _keystream(self, size: int) -> bytes:
+        """The next bytes; a stream that would run out of block numbers is left for the next nonce."""
+        if size > self._left:
+            nonce = bytes(4) + self._next_stream.to_bytes(12, "little")  # counter, then nonce
+            self._stream = Cipher(algorithms.ChaCha20(self._key, nonce), mode=None).encryptor()
+            self._next_stream, self._left = self._next_stream + 1, _STREAM_BYTES
+        self._left -= size
+        return self._stream.update(bytes(size))
 
     def __repr__(self) -> str:
         return "SecureGenerator(key=<secret>)"
@@ -61,14 +81,17 @@ Generator = torch.Generator | SecureGenerator
 
 
 def uniform(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """float64 uniform draws in (0, 1]."""
+    """float64 uniform draws in (0, 1], on the CPU: zero is left out so that a logarithm is always finite."""
     if isinstance(generator, SecureGenerator):
         return generator.uniform(shape)
     return 1.0 - torch.rand(shape, dtype=torch.float64, generator=generator)
 
 
 def normal(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """float64 standard normal draws (Box-Muller)."""
+    """float64 standard normal draws, on the CPU.
+
+    Source: Box and Muller 1958: radius sqrt(-2 ln u) and a uniform angle give two independent normals.
+    """
     count = math.prod(shape)
     pairs = uniform((2, (count + 1) // 2), generator)
     radius, angle = pairs[0].log().mul(-2.0).sqrt(), pairs[1].mul(2.0 * math.pi)

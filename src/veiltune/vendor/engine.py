@@ -155,7 +155,9 @@ class LocalEngine:
     def _check_cut(self, cut_layer: int) -> None:
         limit = self.limits.max_cut_layer
         if limit is not None and cut_layer > limit:
-            raise VendorRefusedError(f"this vendor discloses at most {limit} blocks, cut_layer {cut_layer} was asked for")
+            raise VendorRefusedError(
+                f"this vendor discloses at most {limit} blocks, cut_layer {cut_layer} was asked for"
+            )
 
 
 def check_spec(spec: pb.JobSpec, base: BaseModel, limits: Limits) -> None:

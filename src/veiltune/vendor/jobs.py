@@ -100,9 +100,7 @@ class JobStore:
             session.merge(Checkpoint(job_id=job_id, step=step))
             session.flush()
             forgotten = self._steps(session, job_id)[:-KEPT_CHECKPOINTS]
-            session.execute(
-                delete(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.step.in_(forgotten))
-            )
+            session.execute(delete(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.step.in_(forgotten)))
             return forgotten
 
     def rewind(self, job_id: str, step: int) -> list[int]:

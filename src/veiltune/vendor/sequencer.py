@@ -68,7 +68,9 @@ class Sequencer(Generic[Reply]):
 
     def _replay(self, seq: int, payload_hash: bytes) -> Reply:
         if seq not in self._answers:
-            raise SeqGapError(f"expected seq {self.next_seq}, got {seq}, which is too old to repeat; open the job again")
+            raise SeqGapError(
+                f"expected seq {self.next_seq}, got {seq}, which is too old to repeat; open the job again"
+            )
         known_hash, reply = self._answers[seq]
         if known_hash != payload_hash:
             raise UsedSeqError(f"seq {seq} was used for another frame; expected seq {self.next_seq}")

@@ -206,7 +206,8 @@ class VendorService(rpc.VendorServicer):
                 return reply
 
             sequencer = self._sequencer(request.job)
-            return await sequencer.run(request.seq, payload_hash, lambda: self._in_worker(carry_out))
+            reply: T = await sequencer.run(request.seq, payload_hash, lambda: self._in_worker(carry_out))
+            return reply
 
         return await _answer(context, ordered)
 

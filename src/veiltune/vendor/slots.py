@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from veiltune.errors import ProtocolError
 from veiltune.models.adapters import attach_peft, count_parameters, trainable_parameters
 from veiltune.models.loading import BaseModel, classifier_model
-from veiltune.models.optim import ResumableAdamW, repeatable_dropout
-from veiltune.models.split import split_head, split_model
+from veiltune.models.dropout import repeatable_dropout, use_fast_dropout
+from veiltune.models.optim import ResumableAdamW
+from veiltune.models.split import ModelPart, split_head, split_model
 from veiltune.wire import veiltune_pb2 as pb
 from veiltune.wire.codec import pad_ragged, unpad
 
@@ -42,6 +43,7 @@ class Slot:
     def __init__(self, base: BaseModel, spec: pb.JobSpec) -> None:
         self.spec = spec
         self.top = build_top(base, spec)
+        self._dropout = use_fast_dropout(self.top)
         self._optimizer = ResumableAdamW(trainable_parameters(self.top), weight_decay=spec.weight_decay)
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self.busy_seconds = 0.0
@@ -60,7 +62,7 @@ class Slot:
     @property
     def output_size(self) -> int:
         """Columns of an output: classes, or the hidden size in the U-shape."""
-        return self.spec.num_labels if self.spec.head == "vendor" else int(self.top.config.hidden_size)
+        return self.spec.num_labels if self.spec.head == "vendor" else self.top.hidden_size
 
     def forward(self, step: int, micro_batch: int, values: Tensor, lengths: Sequence[int]) -> Tensor:
         """Runs a training forward pass and keeps its graph.
@@ -81,8 +83,8 @@ class Slot:
         self.top.train()
         representations, mask = pad_ragged(values, lengths)
         representations.requires_grad_(not self.spec.frozen_bottom)
-        with self._busy(), repeatable_dropout(self.spec.seed, step, micro_batch), self._precision():
-            outputs = self.top(representations, mask).float()
+        with self._busy(), repeatable_dropout(self._dropout, self.spec.seed, step, micro_batch), self._precision():
+            outputs: Tensor = self.top(representations, mask).float()
         self._graphs[step, micro_batch] = _Graph(representations, mask, outputs)
         return outputs.detach()
 
@@ -98,7 +100,7 @@ class Slot:
         del self._graphs[step, micro_batch]
         if graph.outputs.requires_grad:
             with self._busy():
-                graph.outputs.backward(output_gradients)
+                torch.autograd.backward(graph.outputs, output_gradients)
         cut = graph.representations.grad
         return None if cut is None else unpad(cut, graph.mask)
 
@@ -115,7 +117,8 @@ class Slot:
         """(N, H) token vectors -> (B, output_size) without dropout; changes nothing."""
         self.top.eval()
         with self._busy(), torch.no_grad(), self._precision():
-            return self.top(*pad_ragged(values, lengths)).float()
+            outputs: Tensor = self.top(*pad_ragged(values, lengths))
+        return outputs.float()
 
     def state(self) -> dict[str, Tensor]:
         """Step, parameters and AdamW moments, for a checkpoint."""
@@ -141,11 +144,11 @@ class Slot:
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.spec.precision == "bf16")
 
 
-def build_top(base: BaseModel, spec: pb.JobSpec) -> nn.Module:
+def build_top(base: BaseModel, spec: pb.JobSpec) -> ModelPart:
     """The vendor's part of the job: the top (head included) or, U-shaped, the trunk below the customer's head."""
     model = classifier_model(base, num_labels=spec.num_labels, seed=spec.seed)
     _, top = split_model(model, cut_layer=spec.cut_layer, cut_embeddings=spec.cut_embeddings, share_weights=True)
-    part: nn.Module = top if spec.head == "vendor" else split_head(top)[0]
+    part: ModelPart = top if spec.head == "vendor" else split_head(top)[0]
     attach_peft(
         part,
         method=spec.method,

@@ -120,9 +120,7 @@ def check_lengths(message: pb.Ragged, *, max_tokens: int) -> list[int]:
     if not lengths:
         raise ProtocolError("a ragged frame needs at least one example, got none")
     if min(lengths) < 1 or max(lengths) > max_tokens:
-        raise ProtocolError(
-            f"example lengths must be in [1, {max_tokens}], got {min(lengths)} to {max(lengths)}"
-        )
+        raise ProtocolError(f"example lengths must be in [1, {max_tokens}], got {min(lengths)} to {max(lengths)}")
     rows = message.values.shape[0] if message.values.shape else 0
     if sum(lengths) != rows:
         raise ProtocolError(f"lengths add up to {sum(lengths)} tokens, the tensor has {rows}")
