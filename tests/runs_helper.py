@@ -22,7 +22,7 @@ from veiltune.config import TuneConfig, VendorConfig, dump_toml, parse_config
 from veiltune.privatize.release import LedgerTotals, ReleaseLedger
 from veiltune.runs import RunFolder
 
-CLASSES = {"calm": "abcdefghij", "loud": "nopqrstuvw"}  # each class writes with letters of its own: easy to learn
+CLASSES = {"calm": "abcd", "loud": "wxyz"}  # each class writes with letters of its own: easy to learn
 START_SECONDS = 90.0
 
 
@@ -61,7 +61,7 @@ def tune_config(folder: Path, address: str, **sections: Any) -> TuneConfig:
         "split": {"cut_layer": 1},
         "data": {"train": str(folder / "train.csv"), "eval": str(folder / "eval.csv"), "max_length": 24},
         "privacy": {"mechanism": "none", "labels": "disclosed"},
-        "train": {"epochs": 3, "batch_size": 8, "learning_rate": 1e-2, "rank": 4, "alpha": 8.0, "threads": 1},
+        "train": {"epochs": 3, "batch_size": 8, "learning_rate": 3e-2, "rank": 4, "alpha": 8.0, "threads": 1},
         "wire": {"dtype": "fp32"},
     }
     for name, changes in sections.items():

@@ -27,7 +27,7 @@ from veiltune.data.tables import LabelSet, read_table
 from veiltune.errors import InputError
 from veiltune.models.adapters import attach_peft, trainable_parameters
 from veiltune.models.loading import classifier_model
-from veiltune.models.split import split_head, split_model
+from veiltune.models.split import split_model
 from veiltune.runs import RunFolder
 from veiltune.wire import veiltune_pb2 as pb
 
@@ -43,6 +43,7 @@ SUMMARY_KEYS = {
     "seeds",
 }
 TRAIN, EVAL, EPOCHS = 48, 16, 3
+STEPS = TRAIN // 8 * EPOCHS
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +75,12 @@ def privacy_of(config: TuneConfig) -> Any:
 
 
 D_CHI = {"mechanism": "d_chi", "noise_to_norm": 0.2, "labels": "disclosed"}
-RUNS: dict[str, dict[str, Any]] = {
+FULL = {"split": {"bottom": "full"}, "train": {"learning_rate": 5e-3}}
+LEARNING: dict[str, dict[str, Any]] = {
     "k = 0": {"split": {"cut_layer": 0}},
     "k = 0, after the embeddings block": {"split": {"cut_layer": 0, "cut_embeddings": "block"}},
     "k = 1": {},
-    "bottom full": {"split": {"bottom": "full"}},
+    "bottom full": FULL,
     "bottom lora": {"split": {"bottom": "lora"}},
     "bottom lora, head here, micro-batches": {
         "split": {"bottom": "lora", "head": "customer"},
@@ -89,40 +91,37 @@ RUNS: dict[str, dict[str, Any]] = {
     "int8": {"wire": {"dtype": "int8"}},
     "bf16": {"wire": {"dtype": "bf16"}},
     "padded lengths": {"wire": {"pad_to": 8}},
+    "randomised labels": {"privacy": {"labels": "randomized_response", "label_epsilon": 3.0}},
+}
+FINISHING: dict[str, dict[str, Any]] = {  # too little training, or too much noise, for a random model to learn
     "bitfit": {"train": {"method": "bitfit"}},
     "adapter": {"train": {"method": "adapter", "adapter_size": 8}},
     "d_chi": {"privacy": D_CHI},
-    "d_chi, bottom full": {"privacy": D_CHI, "split": {"bottom": "full"}},
+    "d_chi, bottom full": FULL | {"privacy": D_CHI},
     "gaussian": {"privacy": {"mechanism": "gaussian", "snr_db": 15.0}},
-    "randomised labels": {"privacy": {"labels": "randomized_response", "label_epsilon": 3.0}},
 }
 
 
-@pytest.mark.parametrize("sections", RUNS.values(), ids=RUNS.keys())
-def test_a_run_learns_and_leaves_a_complete_folder(
-    configure: Callable[..., TuneConfig], sections: dict[str, Any]
-) -> None:
-    config = configure(**sections)
+@pytest.mark.parametrize("name", [*LEARNING, *FINISHING])
+def test_a_run_leaves_a_complete_folder_and_a_true_count(configure: Callable[..., TuneConfig], name: str) -> None:
+    config = configure(**(LEARNING | FINISHING)[name])
     summary = tune(config)
-    run, steps = Path(config.run), math.ceil(TRAIN / 8) * EPOCHS
-    assert {"config.toml", "metrics.jsonl", "privacy.json", "summary.json", "private"} <= {p.name for p in run.iterdir()}
+    run = Path(config.run)
+    files = {"config.toml", "metrics.jsonl", "privacy.json", "summary.json", "private", "bottom", "bottom.digest"}
+    assert {path.name for path in run.iterdir()} == files
     assert load_config(TuneConfig, run / "config.toml") == config
     assert json.loads((run / "summary.json").read_text()) == summary
     assert summary.keys() >= SUMMARY_KEYS
     assert summary["seeds"] == {"train": 0, "noise": 11}
-    assert [line["step"] for line in RunFolder(run).metrics()] == list(range(1, steps + 1))
-    assert summary["utility"] >= 0.8 and min(losses(config)[-6:]) < losses(config)[0]
-    assert summary["bytes_up"] > 0 and summary["bytes_down"] > 0 and summary["trainable_parameters"] > 0
-    frozen = config.split.bottom == "frozen"
-    totals = ledger_totals(run)
-    assert totals.examples == TRAIN + EVAL
-    assert totals.max_releases_per_example == (1 if frozen else EPOCHS)
-    assert totals.releases == summary["releases"] == (TRAIN if frozen else TRAIN * EPOCHS) + EVAL
-    stated = privacy_of(config)["representations"]
-    assert (stated["releases"], stated["max_releases_per_example"]) == (
-        totals.releases,
-        totals.max_releases_per_example,
-    )
+    assert min(summary["bytes_up"], summary["bytes_down"], summary["trainable_parameters"]) > 0
+    assert [line["step"] for line in RunFolder(run).metrics()] == list(range(1, STEPS + 1))
+    if name in LEARNING:
+        assert summary["utility"] >= 0.8 and losses(config)[-1] < 0.9 * losses(config)[0]
+    each = 1 if config.split.bottom == "frozen" else EPOCHS  # an unfrozen bottom releases a text again at each step
+    totals, stated = ledger_totals(run), privacy_of(config)["representations"]
+    assert totals.examples == stated["examples_released"] == TRAIN + EVAL
+    assert totals.max_releases_per_example == stated["max_releases_per_example"] == each
+    assert totals.releases == stated["releases"] == summary["releases"] == TRAIN * each + EVAL
 
 
 @pytest.mark.parametrize("cti", ["budget", "top"])
@@ -162,34 +161,157 @@ class TestLedger:
 
     def test_duplicates_share_a_release(self, configure: Callable[..., TuneConfig], tmp_path: Path) -> None:
         texts, labels = make_texts(12, seed=1)
+        config = configure()
         write_csv(tmp_path / "train.csv", texts * 3, labels * 3)
         write_csv(tmp_path / "eval.csv", texts[:4], labels[:4])  # known from training
-        config = configure_again(configure, tmp_path, texts * 3, labels * 3, texts[:4], labels[:4])
         assert tune(config)["releases"] == 12
         assert ledger_totals(Path(config.run)).max_releases_per_example == 1
 
-    def test_an_unfrozen_bottom_counts_a_duplicate_once_a_step(
+    def test_an_unfrozen_bottom_counts_a_text_once_in_each_step_that_it_is_in(
         self, configure: Callable[..., TuneConfig], tmp_path: Path
     ) -> None:
         texts, labels = make_texts(4, seed=1)
-        config = configure_again(
-            configure, tmp_path, texts * 4, labels * 4, texts, labels, split={"bottom": "lora"}, train={"epochs": 1}
+        config = configure(split={"bottom": "lora"}, train={"epochs": 2, "micro_batches": 2})
+        write_csv(tmp_path / "train.csv", texts * 4, labels * 4)
+        write_csv(tmp_path / "eval.csv", texts, labels)
+        lengths = [len(text) + 2 for text in texts * 4]
+        batches = [b for epoch in range(2) for b in epoch_batches(lengths, batch_size=8, seed=0, epoch=epoch)]
+        in_training = sum(len({i % 4 for i in batch}) for batch in batches)
+        assert tune(config)["releases"] == in_training + len(texts)  # the evaluation is one more for each
+
+
+class TestPrediction:
+    """`predict` over a finished run."""
+
+    @pytest.fixture(params=["frozen", "lora"])
+    def config(self, configure: Callable[..., TuneConfig], request: pytest.FixtureRequest) -> TuneConfig:
+        privacy = {"mechanism": "d_chi", "noise_to_norm": 0.2}
+        config = configure(privacy=privacy, split={"bottom": request.param, "head": "customer"}, train={"epochs": 2})
+        tune(config)
+        return config
+
+    def test_known_texts_cost_nothing_and_new_ones_once(
+        self, config: TuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sent: list[bytes] = []
+        honest = RemoteJob.predict
+
+        def recording(job: RemoteJob, released: pb.Ragged) -> Tensor:
+            sent.append(released.SerializeToString(deterministic=True))
+            return honest(job, released)
+
+        monkeypatch.setattr(RemoteJob, "predict", recording)
+        run = Path(config.run)
+        before, outbox = ledger_totals(run), digests(run / "private" / "outbox")
+        assert predict(run, config.data.eval, tmp_path / "known.csv") == EVAL
+        assert ledger_totals(run) == before
+        assert digests(run / "private" / "outbox") == outbox
+        texts, labels = make_texts(5, seed=99)
+        new = str(write_csv(tmp_path / "new.csv", texts, labels))
+        predict(run, new, tmp_path / "first.csv")
+        after, first_frames = ledger_totals(run), sent[1:]
+        assert after.releases == before.releases + 5
+        predict(run, new, tmp_path / "second.csv")
+        assert ledger_totals(run) == after
+        assert sent[1 + len(first_frames) :] == first_frames
+        assert (tmp_path / "first.csv").read_bytes() == (tmp_path / "second.csv").read_bytes()
+        assert privacy_of(config)["representations"]["releases"] == after.releases
+
+    def test_it_is_as_good_as_the_evaluation(self, config: TuneConfig, tmp_path: Path) -> None:
+        predict(Path(config.run), config.data.eval, tmp_path / "out.csv")
+        truth = read_table(config.data.eval, text_column="text", label_column="label").labels or []
+        with (tmp_path / "out.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        right = [row["prediction"] == label for row, label in zip(rows, truth, strict=True)]
+        assert sum(right) / len(right) == RunFolder(config.run).read_json("summary.json")["utility"]
+        assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
+
+    def test_an_existing_output_is_left_alone(self, config: TuneConfig, tmp_path: Path) -> None:
+        (tmp_path / "out.csv").write_text("precious")
+        with pytest.raises(InputError, match="exists; name another file"):
+            predict(Path(config.run), config.data.eval, tmp_path / "out.csv")
+        assert (tmp_path / "out.csv").read_text() == "precious"
+
+
+def test_prediction_refuses_an_unfinished_run(configure: Callable[..., TuneConfig], tmp_path: Path) -> None:
+    config = configure()
+    with pytest.raises(InterruptedRunError, match="stopped at step 1"):
+        tune(config, stop=lambda: True)
+    with pytest.raises(InputError, match="not the folder of a finished run"):
+        predict(Path(config.run), config.data.eval, tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_stopped_run_goes_on_and_a_finished_one_is_only_read(configure: Callable[..., TuneConfig]) -> None:
+    whole = configure(train={"epochs": 1})
+    tune(whole)
+    config = whole.model_copy(update={"run": f"{whole.run}-again"})
+    for _ in range(3):
+        with pytest.raises(InterruptedRunError):
+            tune(config, stop=lambda: True)
+    summary = tune(config)
+    assert losses(config) == losses(whole)
+    before = digests(Path(config.run))
+    assert tune(config) == summary
+    assert digests(Path(config.run)) == before
+
+
+TWINS: dict[str, dict[str, Any]] = {
+    "k = 0": {"split": {"cut_layer": 0}},
+    "k = 1": {},
+    "head here, micro-batches": {"split": {"head": "customer"}, "train": {"micro_batches": 3}},
+    "bottom full": FULL,
+    "bottom lora, head here, micro-batches": LEARNING["bottom lora, head here, micro-batches"],
+    "bitfit": FINISHING["bitfit"],
+}
+
+
+@pytest.mark.parametrize("sections", TWINS.values(), ids=TWINS.keys())
+def test_without_noise_the_loss_curve_is_the_unsplit_models(
+    vendor: Vendor, configure: Callable[..., TuneConfig], sections: dict[str, Any]
+) -> None:
+    config = configure(**sections)
+    tune(config)
+    assert losses(config) == pytest.approx(unsplit_losses(vendor, config), abs=1e-5)
+
+
+def unsplit_losses(vendor: Vendor, config: TuneConfig) -> list[float]:
+    """The slow twin: one process, one plain AdamW, whole batches, no wire, no ledger."""
+    train = config.train
+    table = read_table(config.data.train, text_column="text", label_column="label")
+    assert table.labels is not None
+    token_ids = encode_texts(vendor.engine.base.tokenizer, table.texts, max_length=config.data.max_length)
+    classes = LabelSet.fit(table.labels).encode(table.labels)
+    forward, parameters = unsplit_model(vendor, config)
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=train.weight_decay)
+    lengths = [len(ids) for ids in token_ids]
+    epochs = [epoch_batches(lengths, batch_size=train.batch_size, seed=train.seed, epoch=e) for e in range(train.epochs)]
+    batches = [batch for epoch in epochs for batch in epoch]
+    curve = []
+    for step, batch in enumerate(batches):
+        optimizer.param_groups[0]["lr"] = learning_rate_at(
+            step, total=len(batches), warmup_fraction=train.warmup_fraction, peak=train.learning_rate
         )
-        summary = tune(config)
-        batches = epoch_batches([len(text) + 2 for text in texts * 4], batch_size=8, seed=0, epoch=0)
-        occurrences = sum(len({i % 4 for i in batch}) for batch in batches)
-        assert summary["releases"] == occurrences + 4  # and once for the evaluation
+        logits = forward(*pad_ids([token_ids[i] for i in batch]))
+        loss = nn.functional.cross_entropy(logits, torch.tensor([classes[i] for i in batch]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        curve.append(loss.item())
+    return curve
 
 
-def configure_again(
-    configure: Callable[..., TuneConfig],
-    folder: Path,
-    texts: list[str],
-    labels: list[str],
-    eval_texts: list[str],
-    eval_labels: list[str],
-    **sections: Any,
-) -> TuneConfig:
-    write_csv(folder / "train.csv", texts, labels)
-    write_csv(folder / "eval.csv", eval_texts, eval_labels)
-    return configure(**sections)
+def unsplit_model(
+    vendor: Vendor, config: TuneConfig
+) -> tuple[Callable[[Tensor, Tensor], Tensor], list[nn.Parameter]]:
+    """Bottom, trunk and head of one model in one process, and everything in it that trains."""
+    train, split = config.train, config.split
+    model = classifier_model(vendor.engine.base, num_labels=2, seed=train.seed)
+    bottom, top = split_model(model, cut_layer=split.cut_layer)
+    sizes: dict[str, Any] = {"rank": train.rank, "alpha": train.alpha, "seed": train.seed}
+    attach_peft(top, method=train.method, **sizes)
+    bottom.requires_grad_(False)
+    if split.bottom != "frozen":
+        attach_peft(bottom, method=split.bottom, **sizes)
+    parameters = [*trainable_parameters(bottom).values(), *trainable_parameters(top).values()]
+    return lambda ids, mask: top(bottom(ids, mask), mask), parameters

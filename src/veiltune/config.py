@@ -172,6 +172,8 @@ class TrainSection(_Section):
     """steps between checkpoints"""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads; 0 = all"""
+    customer_alone: bool = True
+    """also train a small head on the bottom alone, so that the utility can be compared with sending nothing"""
 
     @model_validator(mode="after")
     def _micro_batches_fit(self) -> Self:

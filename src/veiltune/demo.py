@@ -129,6 +129,7 @@ def _column(config: TuneConfig, summary: dict[str, Any]) -> dict[str, str]:
     strength = summary["strength"]
     return {
         "utility (accuracy)": f"{summary['utility']:.3f}",
+        "customer alone": f"{summary['customer_alone_utility']:.3f}  (sends nothing)",
         "empirical privacy": f"{attack.empirical_privacy:.3f}  (nearest neighbour, {attack.trials} tokens)",
         "noise / norm": "0" if strength is None else f"{strength['noise_to_norm']:.2f}  (eta {strength['eta']:.1f})",
         "labels": "disclosed" if config.privacy.labels == "disclosed" else f"epsilon {config.privacy.label_epsilon:g}",

@@ -88,6 +88,7 @@ def print_summary(summary: Mapping[str, Any], run: Path) -> None:
     share = summary["trainable_parameters"] / max(1, summary["total_parameters"])
     for name, value in (
         (summary["utility_metric"], f"{summary['utility']:.4f} on {summary['eval_examples']} examples"),
+        ("customer alone", _alone(summary)),
         ("examples/s", f"{summary['examples_per_second']:.0f}"),
         ("seconds", f"{summary['seconds']:.1f}"),
         ("bytes up / down", f"{summary['bytes_up']:,} / {summary['bytes_down']:,}"),
@@ -97,6 +98,16 @@ def print_summary(summary: Mapping[str, Any], run: Path) -> None:
         table.add_row(name, value)
     console.print(table)
     console.print(f"what was released and what it protects: {run / 'privacy.json'}")
+
+
+def _alone(summary: Mapping[str, Any]) -> str:
+    alone = summary["customer_alone_utility"]
+    if alone is None:
+        return "not measured"
+    verdict = (
+        "this run is DOMINATED: sending nothing does as well" if summary["dominated"] else "sending nothing does worse"
+    )
+    return f"{alone:.4f}  ({verdict})"
 
 
 def print_plan(plan: Mapping[str, str]) -> None:

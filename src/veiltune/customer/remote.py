@@ -40,7 +40,7 @@ class VendorClient:
         self.address, self.timeout_seconds = address, timeout_seconds
         self.bytes_up = self.bytes_down = 0
         self._channel = _open_channel(address, credentials=credentials, plaintext=plaintext)
-        self.stub: Any = rpc.VendorStub(self._channel)  # type: ignore[no-untyped-call]
+        self.stub: Any = rpc.VendorStub(self._channel)
 
     def close(self) -> None:
         """Closes the connection."""
@@ -277,7 +277,7 @@ class _as_our_errors:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if not isinstance(error, grpc.RpcError):
             return
-        code, details = error.code(), _one_line(error.details())  # type: ignore[attr-defined]
+        code, details = error.code(), _one_line(error.details())
         if code in _NO_ANSWER:
             raise VendorUnreachableError(f"no answer from the vendor at {self._address}: {details}") from None
         if code == grpc.StatusCode.ABORTED:

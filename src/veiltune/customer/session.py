@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from veiltune.config import TuneConfig, dump_toml
+from veiltune.customer.baseline import customer_alone_utility
 from veiltune.customer.batching import encode_texts
 from veiltune.customer.evaluation import accuracy, predict_logits
 from veiltune.customer.opening import JobCard, connect, fetch_bundle, job_spec, local_optimizer, make_releaser
@@ -65,6 +67,8 @@ def tune(
     run = RunFolder.create(config.run, config=dump_toml(config))
     if (run.path / "summary.json").exists():
         return dict(run.read_json("summary.json"))
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
     client = connect(config)
     try:
         return _Session(config, run, client, tables, reporter or Reporter()).tune(stop)
@@ -102,9 +106,11 @@ class _Session:
         self.card = self._card()
         self.seconds_training = 0.0
         self.examples_trained = 0
+        self.started = time.monotonic()
+        self._take_up_totals()
 
     def tune(self, stop: Callable[[], bool]) -> dict[str, Any]:
-        started = time.monotonic()
+        alone = self._customer_alone()  # before the bottom trains
         protected, flips = self._protect()
         if self.config.split.bottom == "frozen":
             self._make_releases(protected)
@@ -116,8 +122,10 @@ class _Session:
         summary = {
             "utility": utility,
             "utility_metric": "accuracy",
+            "customer_alone_utility": alone,
+            "dominated": None if alone is None else utility <= alone,
             "eval_examples": len(self.data.eval_labels),
-            "seconds": round(time.monotonic() - started, 3),
+            "seconds": round(self._seconds(), 3),
             "examples_per_second": round(self.examples_trained / max(self.seconds_training, 1e-9), 2),
             "vendor_busy_seconds": round(busy, 3),
             "bytes_up": self.client.bytes_up,
@@ -202,7 +210,8 @@ class _Session:
             self.reporter.phase("train", trainer.total_steps)
             started = time.monotonic()
             try:
-                trainer.run(on_step=self._on_step, stop=stop)
+                with self._own_threads():
+                    trainer.run(on_step=self._on_step, stop=stop)
                 return job, opened
             except JobRewoundError:
                 if attempt + 1 == MAX_REOPENINGS:
@@ -210,6 +219,17 @@ class _Session:
             finally:
                 self.seconds_training += time.monotonic() - started
         raise AssertionError("unreachable")
+
+    @contextlib.contextmanager
+    def _own_threads(self) -> Iterator[None]:
+        """With a frozen bottom the loop only computes losses: one thread is enough, the cores are the vendor's."""
+        before = torch.get_num_threads()
+        if self.config.split.bottom == "frozen":
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def _open(self) -> pb.OpenJobReply:
         steps = checkpoint_steps(self._checkpoints())
@@ -265,7 +285,35 @@ class _Session:
         self.examples_trained += progress.examples
         totals = self.client.bytes_up + self.client.bytes_down
         self.reporter.step(progress, bytes_sent=totals, releases=self.releaser.ledger.totals().releases)
-        self.run.log(vars(progress) | {"bytes_up": self.client.bytes_up, "bytes_down": self.client.bytes_down})
+        totals_so_far = {"bytes_up": self.client.bytes_up, "bytes_down": self.client.bytes_down}
+        self.run.log(vars(progress) | totals_so_far | {"seconds": round(self._seconds(), 3)})
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def _take_up_totals(self) -> None:
+        """A resumed run counts on from what its last step had counted."""
+        lines = self.run.metrics()
+        if lines:
+            self.client.bytes_up += lines[-1]["bytes_up"]
+            self.client.bytes_down += lines[-1]["bytes_down"]
+            self.started -= lines[-1]["seconds"]
+
+    def _customer_alone(self) -> float | None:
+        if not self.config.train.customer_alone:
+            return None
+        self.reporter.phase("alone", 1)
+        utility = customer_alone_utility(
+            self.releaser.clean,
+            self.data.train_ids,
+            self.data.train_labels,
+            self.data.eval_ids,
+            self.data.eval_labels,
+            num_classes=len(self.label_set),
+            seed=self.config.train.seed,
+        )
+        self.reporter.advance(1)
+        return utility
 
     def _evaluate(self, job: RemoteJob) -> float:
         self.reporter.phase("evaluate", len(self.data.eval_ids))

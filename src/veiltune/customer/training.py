@@ -194,7 +194,7 @@ class Trainer:
             logits = outputs if self._head is None else self._head(outputs)
         labels = torch.tensor([self.examples.labels[i] for i in part])
         loss = corrected_cross_entropy(logits, labels, self._flip_matrix).sum() / batch_size
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss.item()
 
     def _save(self, step: int) -> None:

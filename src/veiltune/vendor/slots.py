@@ -16,8 +16,8 @@ from torch import Tensor
 
 from veiltune.errors import ProtocolError
 from veiltune.models.adapters import attach_peft, count_parameters, trainable_parameters
-from veiltune.models.loading import BaseModel, classifier_model
 from veiltune.models.dropout import repeatable_dropout, use_fast_dropout
+from veiltune.models.loading import BaseModel, classifier_model
 from veiltune.models.optim import ResumableAdamW
 from veiltune.models.split import ModelPart, split_head, split_model
 from veiltune.wire import veiltune_pb2 as pb
