@@ -28,13 +28,24 @@ from scipy.stats import t as student_t
 
 from veiltune.config import TuneConfig, parse_config
 from veiltune.customer.batching import encode_texts, epoch_batches, learning_rate_at, pad_ids
+from veiltune.customer.baseline import customer_alone_utility
 from veiltune.customer.session import tune
 from veiltune.demo import vendor_process
 from veiltune.models.loading import classifier_model, load_base
+from veiltune.models.split import split_model
+from veiltune.wire.codec import unpad
 
 CUTS = (0, 2)
 STRENGTHS = (0.7, 1.5)  # mean noise norm / mean representation norm
-TRAIN = {"epochs": 2, "batch_size": 32, "learning_rate": 1e-3, "precision": "bf16", "checkpoint_every": 10_000, "threads": 1}
+TRAIN = {
+    "epochs": 2,
+    "batch_size": 32,
+    "learning_rate": 1e-3,
+    "precision": "bf16",
+    "checkpoint_every": 10_000,
+    "threads": 1,
+}
+ALONE_OFF = {"customer_alone": False}  # measured once a cut and seed, not in every cell
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class Cell:
     cut: int
     noise_to_norm: float  # 0: no noise
     cti: str
-    bottom: str  # frozen | full | unsplit
+    bottom: str  # frozen | full | unsplit | alone (nothing is sent)
     seed: int
 
 
@@ -54,6 +65,7 @@ def cells(seeds: list[int], *, quick: bool) -> Iterator[Cell]:
         for cut in CUTS:
             yield Cell(cut, 0.0, "off", "unsplit", seed)
             yield Cell(cut, 0.0, "off", "frozen", seed)
+            yield Cell(cut, 0.0, "off", "alone", seed)
         yield Cell(0, 0.0, "off", "full", seed)
         for cut, bottom in ((2, "frozen"), (0, "frozen"), (0, "full")):
             for strength in STRENGTHS[: 1 if quick else None]:
@@ -83,7 +95,7 @@ def split_cell(cell: Cell, section: dict[str, str], address: str, credentials: P
         "split": {"cut_layer": cell.cut, "bottom": cell.bottom},
         "data": section,
         "privacy": {"labels": "disclosed"} | (noisy if cell.noise_to_norm else {"mechanism": "none"}),
-        "train": TRAIN | {"seed": cell.seed},
+        "train": TRAIN | ALONE_OFF | {"seed": cell.seed},
     }
     summary = tune(parse_config(TuneConfig, tree))
     shutil.rmtree(run)
@@ -124,6 +136,29 @@ def unsplit_cell(cell: Cell, section: dict[str, str]) -> dict[str, Any]:
     return {"ua": float((predicted == eval_labels).float().mean()), "eta": None}
 
 
+@torch.no_grad()
+def _clean(bottom: Any, token_ids: Any) -> torch.Tensor:
+    ids, mask = pad_ids(token_ids)
+    return unpad(bottom(ids, mask), mask)
+
+
+def alone_cell(cell: Cell, section: dict[str, str]) -> dict[str, Any]:
+    """The customer's own pooling head on the bottom it holds."""
+    base = load_base("minilm")
+    bottom, _ = split_model(classifier_model(base, num_labels=2, seed=cell.seed), cut_layer=cell.cut)
+    (train_ids, train_labels), (eval_ids, eval_labels) = (_encoded(base, section[part]) for part in ("train", "eval"))
+    utility = customer_alone_utility(
+        lambda token_ids: _clean(bottom, token_ids),
+        train_ids,
+        train_labels.tolist(),
+        eval_ids,
+        eval_labels.tolist(),
+        num_classes=2,
+        seed=cell.seed,
+    )
+    return {"ua": utility, "eta": None}
+
+
 def _encoded(base: Any, path: str) -> tuple[list[list[int]], torch.Tensor]:
     rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
     ids = encode_texts(base.tokenizer, [row["text"] for row in rows], max_length=128)
@@ -135,6 +170,12 @@ def _logits(model: Any, token_ids: list[list[int]]) -> torch.Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits: torch.Tensor = model(input_ids=ids, attention_mask=mask).logits
     return logits.float()
+
+
+def read_cells(ledger: Path) -> dict[Cell, dict[str, Any]]:
+    """The finished cells."""
+    results = [json.loads(line) for line in ledger.read_text().splitlines()]
+    return {Cell(r["cut"], r["noise_to_norm"], r["cti"], r["bottom"], r["seed"]): r for r in results}
 
 
 def summarise(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -188,25 +229,25 @@ def main() -> None:
     torch.set_num_threads(1)
     section = write_tables(arguments.data, out / "data", limit=1000 if quick else None)
     ledger = out / "cells.jsonl"
-    results = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else []
-    done = {Cell(r["cut"], r["noise_to_norm"], r["cti"], r["bottom"], r["seed"]) for r in results}
+    ledger.touch()
     vendor = out / f"vendor-{time.time_ns()}"
     with vendor_process(vendor, log=vendor.with_suffix(".log"), say=print) as address:
         for cell in cells(arguments.seeds[: 1 if quick else None], quick=quick):
-            if cell in done:
-                continue
+            if cell in read_cells(ledger):
+                continue  # done by an earlier start, or by a process that shares OUT
             started = time.perf_counter()
             if cell.bottom == "unsplit":
                 result = unsplit_cell(cell, section)
+            elif cell.bottom == "alone":
+                result = alone_cell(cell, section)
             else:
                 result = split_cell(cell, section, address, vendor / "tenants" / "demo", out / f"run-{vendor.name}")
             result = asdict(cell) | result | {"seconds": round(time.perf_counter() - started, 1)}
-            results.append(result)
             with ledger.open("a") as file:
                 file.write(json.dumps(result) + "\n")
             print(json.dumps(result), flush=True)
     shutil.rmtree(vendor)
-    rows = summarise(results)
+    rows = summarise(list(read_cells(ledger).values()))
     print_table(rows)
     gaps = [
         100 * (split["ua"] - whole["ua"])

@@ -119,7 +119,9 @@ def veiltune(*arguments: str, output: Path) -> Process:
     stdout, stderr = output.with_suffix(".out"), output.with_suffix(".err")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with stdout.open("ab") as out, stderr.open("ab") as err:
-        popen = subprocess.Popen([sys.executable, "-m", "veiltune", *arguments], stdout=out, stderr=err, env=environment)
+        popen = subprocess.Popen(
+            [sys.executable, "-m", "veiltune", *arguments], stdout=out, stderr=err, env=environment
+        )
     return Process(popen, stdout, stderr)
 
 

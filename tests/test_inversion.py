@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import given
@@ -27,6 +28,12 @@ def vocabulary(generator: torch.Generator) -> torch.Tensor:
 @pytest.fixture
 def secret(generator: torch.Generator) -> torch.Tensor:
     return torch.randint(0, VOCAB, (500,), generator=generator)
+
+
+@pytest.fixture
+def unchecked_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets wrong shapes reach our own refusal where pytest runs with --jaxtyping-packages."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def noised(vocabulary: torch.Tensor, secret: torch.Tensor, eta: float) -> torch.Tensor:
@@ -93,6 +100,7 @@ def test_narrow_dtypes_and_no_tokens(vocabulary: torch.Tensor, secret: torch.Ten
     assert invert_by_nearest_embedding(vocabulary[:0], vocabulary, top_k=3).shape == (0, 3)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_unusable_arguments_are_refused(vocabulary: torch.Tensor) -> None:
     for top_k in (0, VOCAB + 1):
         with pytest.raises(InputError, match=rf"top_k must be in \[1, 60\] \(the vocabulary size\), got {top_k}"):

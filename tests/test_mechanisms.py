@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,6 +23,12 @@ NOISY: list[DChi | Gaussian] = [
 ]
 both = pytest.mark.parametrize("privatizer", NOISY, ids=lambda p: p.name)
 numbers = st.floats(1e-3, 1e3)
+
+
+@pytest.fixture
+def unchecked_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets wrong shapes reach our own refusal where pytest runs with --jaxtyping-packages."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def noise_of(privatizer: Privatizer, count: int, **options: Any) -> torch.Tensor:
@@ -105,6 +112,7 @@ def test_infinite_multipliers_send_the_vector_itself(privatizer: Privatizer) -> 
 
 
 @both
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("bad", [torch.ones(3), torch.zeros(4), torch.tensor([1, 1, 1, math.nan]), -torch.ones(4)])
 def test_unusable_multipliers_are_refused(privatizer: Privatizer, bad: torch.Tensor) -> None:
     with pytest.raises(InputError, match="multipliers must be 4 numbers above zero"):
@@ -112,6 +120,7 @@ def test_unusable_multipliers_are_refused(privatizer: Privatizer, bad: torch.Ten
 
 
 @both
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_other_widths_are_refused(privatizer: Privatizer, generator: torch.Generator) -> None:
     for shape in ((4, DIM + 1), (2, 3, DIM)):
         with pytest.raises(InputError, match=r"representations must have shape \(N, 24\), got"):

@@ -285,7 +285,9 @@ def unsplit_losses(vendor: Vendor, config: TuneConfig) -> list[float]:
     forward, parameters = unsplit_model(vendor, config)
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=train.weight_decay)
     lengths = [len(ids) for ids in token_ids]
-    epochs = [epoch_batches(lengths, batch_size=train.batch_size, seed=train.seed, epoch=e) for e in range(train.epochs)]
+    epochs = [
+        epoch_batches(lengths, batch_size=train.batch_size, seed=train.seed, epoch=e) for e in range(train.epochs)
+    ]
     batches = [batch for epoch in epochs for batch in epoch]
     curve = []
     for step, batch in enumerate(batches):
@@ -301,9 +303,7 @@ def unsplit_losses(vendor: Vendor, config: TuneConfig) -> list[float]:
     return curve
 
 
-def unsplit_model(
-    vendor: Vendor, config: TuneConfig
-) -> tuple[Callable[[Tensor, Tensor], Tensor], list[nn.Parameter]]:
+def unsplit_model(vendor: Vendor, config: TuneConfig) -> tuple[Callable[[Tensor, Tensor], Tensor], list[nn.Parameter]]:
     """Bottom, trunk and head of one model in one process, and everything in it that trains."""
     train, split = config.train, config.split
     model = classifier_model(vendor.engine.base, num_labels=2, seed=train.seed)
