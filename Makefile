@@ -27,13 +27,13 @@ check: $(STAMP)  ## style, types, import boundaries, stale docs
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	COLUMNS=100 $(BIN)/cog --check $(PAGES)
+	$(BIN)/cog -I docs --check --check-fail-msg="run make docs" $(PAGES)
 
 bench: $(STAMP)  ## measure: minutes to hours
 	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
 
 docs: $(STAMP)  ## write generated parts of the pages again
-	COLUMNS=100 $(BIN)/cog -r $(PAGES)
+	$(BIN)/cog -I docs -r $(PAGES)
 
 proto: $(STAMP)  ## generate the wire code from veiltune.proto
 	$(BIN)/python -m grpc_tools.protoc -I src --python_out=src --pyi_out=src --grpc_python_out=src \

@@ -27,8 +27,8 @@ from peft import LoraConfig, get_peft_model
 from scipy.stats import t as student_t
 
 from veiltune.config import TuneConfig, parse_config
-from veiltune.customer.batching import encode_texts, epoch_batches, learning_rate_at, pad_ids
 from veiltune.customer.baseline import customer_alone_utility
+from veiltune.customer.batching import encode_texts, epoch_batches, learning_rate_at, pad_ids
 from veiltune.customer.session import tune
 from veiltune.demo import vendor_process
 from veiltune.models.loading import classifier_model, load_base
@@ -38,7 +38,7 @@ from veiltune.wire.codec import unpad
 CUTS = (0, 2)
 STRENGTHS = (0.7, 1.5)  # mean noise norm / mean representation norm
 TRAIN = {
-    "epochs": 2,
+    "epochs": 3,
     "batch_size": 32,
     "learning_rate": 1e-3,
     "precision": "bf16",
@@ -223,11 +223,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of stsa.binary.train and stsa.binary.test")
     parser.add_argument("--out", type=Path, default=Path("bench-results/sap_table"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="several processes may share OUT")
+    parser.add_argument("--sentences", type=int, help="training sentences; all 6 920 if not given")
     parser.add_argument("--quick", action="store_true", help="one seed, one strength, 1 000 training sentences")
     arguments = parser.parse_args()
     out, quick = arguments.out, arguments.quick
     torch.set_num_threads(1)
-    section = write_tables(arguments.data, out / "data", limit=1000 if quick else None)
+    section = write_tables(arguments.data, out / "data", limit=1000 if quick else arguments.sentences)
     ledger = out / "cells.jsonl"
     ledger.touch()
     vendor = out / f"vendor-{time.time_ns()}"
@@ -256,7 +257,18 @@ def main() -> None:
         if (split["bottom"], split["noise_to_norm"], whole["bottom"]) == ("frozen", 0.0, "unsplit")
         and split["cut_layer"] == whole["cut_layer"]
     ]
-    print(json.dumps({"bench": "sap_table", "quick": quick, "split_minus_unsplit_points": gaps, "rows": rows}))
+    print(
+        json.dumps(
+            {
+                "bench": "sap_table",
+                "quick": quick,
+                "sentences": arguments.sentences or 6920,
+                "train": TRAIN,
+                "split_minus_unsplit_points": gaps,
+                "rows": rows,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import random
 import signal
@@ -114,35 +115,45 @@ class Process:
         return self.popen.wait(seconds)
 
 
-def veiltune(*arguments: str, output: Path) -> Process:
-    """Starts the command."""
-    stdout, stderr = output.with_suffix(".out"), output.with_suffix(".err")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with stdout.open("ab") as out, stderr.open("ab") as err:
-        popen = subprocess.Popen(
-            [sys.executable, "-m", "veiltune", *arguments], stdout=out, stderr=err, env=environment
-        )
-    return Process(popen, stdout, stderr)
+class Stage:
+    """Processes of both parties over one folder; what still runs at the end of a test is killed."""
 
+    def __init__(self, folder: Path, model: Path) -> None:
+        self._folder, self._processes, port = folder, list[Process](), free_port()
+        self.address, self.state = f"127.0.0.1:{port}", folder / "vendor"
+        tree = {"model": str(model), "address": self.address, "state": str(self.state), "plaintext": True, "threads": 1}
+        (folder / "vendor.toml").write_text(dump_toml(parse_config(VendorConfig, tree)))
 
-def start_vendor(folder: Path, model: Path, port: int) -> Process:
-    """A plaintext vendor on loopback with its state in `folder`/vendor; ready when this returns."""
-    state, ready = folder / "vendor", folder / "ready"
-    tree = {"model": str(model), "address": f"127.0.0.1:{port}", "state": str(state), "plaintext": True, "threads": 1}
-    (folder / "vendor.toml").write_text(dump_toml(parse_config(VendorConfig, tree)))
-    ready.unlink(missing_ok=True)
-    serve = ("vendor", "serve", str(folder / "vendor.toml"), "--ready-file", str(ready))
-    process = veiltune(*serve, output=folder / "vendor-log")
-    wait_until(lambda: ready.exists() or process.popen.poll() is not None, "the vendor to start")
-    assert process.popen.poll() is None, process.stderr.read_text()
-    return process
+    def vendor(self) -> Process:
+        """A plaintext vendor on loopback, ready when this returns; a second one takes up the first one's state."""
+        ready = self._folder / "ready"
+        ready.unlink(missing_ok=True)
+        process = self.run("vendor", "serve", str(self._folder / "vendor.toml"), "--ready-file", str(ready))
+        wait_until(lambda: ready.exists() or process.popen.poll() is not None, "the vendor to start")
+        assert process.popen.poll() is None, process.stderr.read_text()
+        return process
 
+    def customer(self, config: TuneConfig) -> Process:
+        """`veiltune tune` over a configuration."""
+        path = self._folder / f"{Path(config.run).name}.toml"
+        path.write_text(dump_toml(config))
+        return self.run("tune", str(path))
 
-def start_customer(config: TuneConfig, folder: Path) -> Process:
-    """`veiltune tune` over a configuration."""
-    path = folder / "tune.toml"
-    path.write_text(dump_toml(config))
-    return veiltune("tune", str(path), output=folder / "customer-log")
+    def run(self, *arguments: str) -> Process:
+        """Starts the command."""
+        stdout, stderr = (self._folder / f"process-{len(self._processes)}.{name}" for name in ("out", "err"))
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-m", "veiltune", *arguments]
+        with stdout.open("wb") as out, stderr.open("wb") as err:
+            process = Process(subprocess.Popen(command, stdout=out, stderr=err, env=environment), stdout, stderr)
+        self._processes.append(process)
+        return process
+
+    def clear(self) -> None:
+        """Kills what still runs."""
+        for process in self._processes:
+            if process.popen.poll() is None:
+                process.kill()
 
 
 def steps_logged(config: TuneConfig) -> int:
@@ -150,7 +161,8 @@ def steps_logged(config: TuneConfig) -> int:
     return len(RunFolder(config.run).metrics())
 
 
-def adapters(state: Path) -> dict[str, str]:
-    """Digest of every adapter tensor file below a vendor's state, without the job's random name."""
-    found = sorted((state / "blobs" / "jobs").glob("*/adapter/*.safetensors"))
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+def adapter_of(config: TuneConfig, state: Path) -> dict[str, str]:
+    """Digests of the tensor files that a vendor exported for a run."""
+    job = json.loads((Path(config.run) / "private" / "job.json").read_text())["job"]
+    found = digests(state / "blobs" / "jobs" / job / "adapter")
+    return {name: digest for name, digest in found.items() if name.endswith(".safetensors")}

@@ -2,47 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from parties import running_vendor
-from runs_helper import (
-    adapters,
-    free_port,
-    ledger_totals,
-    start_customer,
-    start_vendor,
-    steps_logged,
-    tune_config,
-    wait_until,
-    write_tables,
-)
+from parties import open_job, running_vendor
+from runs_helper import Stage, adapter_of, ledger_totals, steps_logged, tune_config, wait_until, write_tables
 from veiltune.config import TuneConfig
+from veiltune.customer.remote import JobRewoundError, RemoteJob, ragged
 from veiltune.customer.session import tune
 from veiltune.runs import RunFolder
+from veiltune.vendor.sequencer import Sequencer
+from veiltune.wire import veiltune_pb2 as pb
 
 TRAIN, EVAL, EPOCHS = 160, 16, 3
 STEPS = TRAIN // 4 * EPOCHS
+KILLED_AT = 50  # in the middle of the second epoch; checkpoints are at multiples of 16
 SPLITS: dict[str, dict[str, Any]] = {
     "frozen": {"cut_layer": 1},
     "unfrozen": {"cut_layer": 1, "bottom": "lora", "head": "customer"},
 }
+Configure = Callable[[str, dict[str, Any]], TuneConfig]
 
 
 @pytest.fixture
-def configure(tmp_path: Path) -> Callable[..., TuneConfig]:
-    """`configure(address, name, split)`: a noisy run of 120 steps, a checkpoint every 16, with dropout on both sides."""
+def stage(tmp_path: Path, tiny_folder: Path) -> Iterator[Stage]:
+    stage = Stage(tmp_path, tiny_folder)
+    yield stage
+    stage.clear()
+
+
+@pytest.fixture
+def configure(stage: Stage, tmp_path: Path) -> Configure:
+    """`configure(name, split)`: 120 steps with noise, randomised labels, and dropout on both sides."""
     write_tables(tmp_path, train=TRAIN, eval=EVAL)
 
-    def config(address: str, name: str, split: dict[str, Any]) -> TuneConfig:
+    def config(name: str, split: dict[str, Any]) -> TuneConfig:
         return tune_config(
             tmp_path,
-            address,
+            stage.address,
             run=str(tmp_path / name),
             vendor={"timeout_seconds": 90.0},
             split=split,
@@ -54,14 +58,6 @@ def configure(tmp_path: Path) -> Callable[..., TuneConfig]:
     return config
 
 
-def uninterrupted(model: Path, folder: Path, configure: Callable[..., TuneConfig], split: dict[str, Any]) -> Any:
-    """The same run without a fault, in this process: the vendor's adapter and the losses."""
-    with running_vendor(folder / "undisturbed", model, threads=1) as vendor:
-        config = configure(vendor.address, "undisturbed-run", split)
-        tune(config)
-    return adapters(folder / "undisturbed"), losses(config)
-
-
 def losses(config: TuneConfig) -> dict[int, float]:
     """The loss of each step; a step that was done again must have had the same one."""
     curve: dict[int, float] = {}
@@ -70,70 +66,104 @@ def losses(config: TuneConfig) -> dict[int, float]:
     return curve
 
 
-def assert_same_result(config: TuneConfig, folder: Path, expected: Any) -> None:
-    assert (adapters(folder / "vendor"), losses(config)) == expected
-    totals, frozen = ledger_totals(Path(config.run)), config.split.bottom == "frozen"
-    assert totals.max_releases_per_example == (1 if frozen else EPOCHS)
-    assert totals.releases == (TRAIN if frozen else TRAIN * EPOCHS) + EVAL
+def assert_same_result(config: TuneConfig, undisturbed: TuneConfig, stage: Stage) -> None:
+    assert losses(config) == losses(undisturbed) and len(losses(config)) == STEPS
+    assert adapter_of(config, stage.state) == adapter_of(undisturbed, stage.state)  # by digest: bit for bit
+    summaries = [RunFolder(c.run).read_json("summary.json") for c in (config, undisturbed)]
+    assert summaries[0]["utility"] == summaries[1]["utility"]
+
+
+def assert_released_once(config: TuneConfig) -> None:
+    """Frozen: every text once. Unfrozen: every text once an epoch, although steps were done again."""
+    totals, each = ledger_totals(Path(config.run)), 1 if config.split.bottom == "frozen" else EPOCHS
+    assert totals.max_releases_per_example == each
+    assert totals.releases == TRAIN * each + EVAL
 
 
 @pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS.keys())
-def test_both_parties_killed_in_mid_epoch(
-    tmp_path: Path, tiny_folder: Path, configure: Callable[..., TuneConfig], split: dict[str, Any]
-) -> None:
-    expected = uninterrupted(tiny_folder, tmp_path, configure, split)
-    port = free_port()
-    config = configure(f"127.0.0.1:{port}", "run", split)
-    vendor = start_vendor(tmp_path, tiny_folder, port)
-    customer = start_customer(config, tmp_path)
-    wait_until(lambda: steps_logged(config) >= 50, "50 steps")
+def test_both_parties_killed_in_mid_epoch(stage: Stage, configure: Configure, split: dict[str, Any]) -> None:
+    vendor = stage.vendor()
+    undisturbed, config = configure("undisturbed", split), configure("run", split)
+    tune(undisturbed)
+    customer = stage.customer(config)
+    wait_until(lambda: steps_logged(config) >= KILLED_AT, "steps")
     customer.kill()
     vendor.kill()
-    assert 50 <= steps_logged(config) < STEPS
-    vendor = start_vendor(tmp_path, tiny_folder, port)
-    try:
-        customer = start_customer(config, tmp_path)
-        assert customer.ended() == 0, customer.stderr.read_text()
-    finally:
-        vendor.kill()
-    assert_same_result(config, tmp_path, expected)
+    assert KILLED_AT <= steps_logged(config) < STEPS
+    stage.vendor()
+    customer = stage.customer(config)
+    assert customer.ended() == 0, customer.stderr.read_text()
+    assert_same_result(config, undisturbed, stage)
+    assert_released_once(config)
 
 
 @pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS.keys())
-def test_the_customer_follows_a_vendor_that_was_killed_and_came_back(
-    tmp_path: Path, tiny_folder: Path, configure: Callable[..., TuneConfig], split: dict[str, Any]
+def test_the_customer_follows_a_vendor_that_comes_back(
+    stage: Stage, configure: Configure, split: dict[str, Any]
 ) -> None:
-    expected = uninterrupted(tiny_folder, tmp_path, configure, split)
-    port = free_port()
-    config = configure(f"127.0.0.1:{port}", "run", split)
-    vendor = start_vendor(tmp_path, tiny_folder, port)
+    vendor = stage.vendor()
+    undisturbed, config = configure("undisturbed", split), configure("run", split)
+    tune(undisturbed)
     customer = threading.Thread(target=tune, args=(config,))
     customer.start()
-    wait_until(lambda: steps_logged(config) >= 50, "50 steps")
+    wait_until(lambda: steps_logged(config) >= KILLED_AT, "steps")
     vendor.kill()
-    vendor = start_vendor(tmp_path, tiny_folder, port)
-    try:
-        customer.join(90)
-        assert not customer.is_alive()
-    finally:
-        vendor.kill()
-    assert_same_result(config, tmp_path, expected)
+    stage.vendor()
+    customer.join(90)
+    assert not customer.is_alive()
+    assert_same_result(config, undisturbed, stage)
+    assert_released_once(config)
 
 
-def test_ctrl_c_is_one_line_and_the_run_goes_on(
-    tmp_path: Path, tiny_folder: Path, configure: Callable[..., TuneConfig]
+def test_a_numbered_call_to_a_vendor_that_came_back_says_to_open_the_job_again(
+    tmp_path: Path, tiny_folder: Path
 ) -> None:
-    expected = uninterrupted(tiny_folder, tmp_path, configure, SPLITS["frozen"])
-    with running_vendor(tmp_path / "vendor", tiny_folder, threads=1) as vendor:
-        config = configure(vendor.address, "run", SPLITS["frozen"])
-        customer = start_customer(config, tmp_path)
-        wait_until(lambda: steps_logged(config) >= 20, "20 steps")
-        customer.popen.send_signal(signal.SIGINT)
-        assert customer.ended() == 130
-        stderr = customer.stderr.read_text()
-        *_, last = stderr.strip().splitlines()
-        assert last == f"veiltune: stopped at step {steps_logged(config)}; the same command goes on from here"
-        assert "Traceback" not in stderr and stderr.count("veiltune:") == 1
-        assert start_customer(config, tmp_path).ended() == 0
-        assert len(RunFolder(config.run).metrics()) == STEPS  # nothing was done twice
-    assert_same_result(config, tmp_path, expected)
+    """Also right after a checkpoint, where the step fits but the graph of the forward pass is lost."""
+    frame = ragged(torch.full((8, 32), 0.1), None, [5, 3])
+    with running_vendor(tmp_path / "vendor", tiny_folder) as vendor:
+        before = open_job(vendor.client())
+        before.save(0)
+        before.send_forward(step=0, micro_batch=0, released=frame).outputs()
+    with running_vendor(tmp_path / "vendor", tiny_folder) as vendor:
+        gradients_lost = RemoteJob(vendor.client(), before.job, next_seq=2)
+        answer_lost = RemoteJob(vendor.client(), before.job, next_seq=1)
+        with pytest.raises(JobRewoundError, match="open the job again"):
+            gradients_lost.send_backward(torch.ones(2, 2), step=0, micro_batch=0).result()
+        with pytest.raises(JobRewoundError, match="open the job again"):
+            answer_lost.send_forward(step=0, micro_batch=0, released=frame).outputs()
+        assert vendor.client().call("Status", pb.StatusRequest(job=before.job)).next_seq == 2
+
+
+def test_a_call_whose_caller_gave_up_is_finished_and_its_repeat_answered_from_memory() -> None:
+    done = []
+
+    async def work() -> str:
+        await asyncio.sleep(0.05)
+        done.append("once")
+        return "the answer"
+
+    async def scenario() -> str:
+        sequencer: Sequencer[str] = Sequencer(0)
+        first = asyncio.create_task(sequencer.run(0, b"frame", work))
+        await asyncio.sleep(0.01)
+        first.cancel()
+        return await sequencer.run(0, b"frame", work)
+
+    assert asyncio.run(scenario()) == "the answer"
+    assert done == ["once"]
+
+
+def test_ctrl_c_is_one_line_and_the_run_goes_on(stage: Stage, configure: Configure) -> None:
+    stage.vendor()
+    config = configure("run", SPLITS["frozen"])
+    customer = stage.customer(config)
+    wait_until(lambda: steps_logged(config) >= 20, "steps")
+    customer.popen.send_signal(signal.SIGINT)
+    assert customer.ended() == 130
+    stderr = customer.stderr.read_text()
+    *_, last = stderr.splitlines()
+    assert last == f"veiltune: stopped at step {steps_logged(config)}; the same command goes on from here"
+    assert stderr.count("veiltune:") == 1 and "Traceback" not in stderr
+    tune(config)
+    assert len(RunFolder(config.run).metrics()) == len(losses(config)) == STEPS  # no step was done twice
+    assert_released_once(config)

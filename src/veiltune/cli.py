@@ -151,11 +151,15 @@ def vendor_serve(
     import asyncio
     import logging
 
+    from transformers.utils.logging import disable_progress_bar
+
     from veiltune.config import VendorConfig, load_config
     from veiltune.vendor.server import serve
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("veiltune").setLevel(logging.INFO)
+    logging.getLogger("grpc").setLevel(logging.CRITICAL)  # its traceback for a malformed frame says no more than ours
+    disable_progress_bar()
     asyncio.run(serve(load_config(VendorConfig, config, overrides or []), ready_file=ready_file))
 
 

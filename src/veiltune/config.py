@@ -217,7 +217,7 @@ class TuneConfig(_Section):
 
 
 class VendorConfig(_Section):
-    """A vendor's server: `veiltune serve CONFIG`."""
+    """A vendor's server: `veiltune vendor serve CONFIG`."""
 
     model: str
     """base model: minilm, a local folder or a hub name"""

@@ -91,6 +91,8 @@ def fetch_bundle(config: TuneConfig, client: VendorClient, folder: Path, *, num_
 def make_releaser(config: TuneConfig, bundle: Bundle, run: RunFolder, secret: bytes) -> Releaser:
     """Bottom, mechanism, ledger and outbox of a run, with its contributing tokens once they are fitted."""
     connection = sqlite3.connect(run.private / "ledger.sqlite")
+    connection.execute("PRAGMA journal_mode=WAL")  # survives a killed process without a flush at every step
+    connection.execute("PRAGMA synchronous=NORMAL")
     fitted = run.private / "contributing.safetensors"
     norm = reference_norm(bundle)
     return Releaser(

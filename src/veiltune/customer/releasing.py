@@ -51,6 +51,7 @@ class Releaser:
         self.reference_norm = reference_norm
         self._secret, self._wire_dtype, self._autocast = secret, wire_dtype, autocast
         self._generator = SecureGenerator(secret)
+        self.num_releases = ledger.totals().releases
 
     def key(self, token_ids: Sequence[int]) -> bytes:
         """The name of a text's release: a keyed hash, meaningless without the run's secret."""
@@ -102,7 +103,7 @@ class Releaser:
 
     def sent(self, keys: Sequence[bytes], tokens: Sequence[int], *, release: int = 0) -> None:
         """Counts releases as sent; the same (key, release) again is not counted twice."""
-        self.ledger.record_many(keys, num_tokens=tokens, release=release)
+        self.num_releases += self.ledger.record_many(keys, num_tokens=tokens, release=release)
 
     def clean(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """(N, H) representations at the cut, before any noise; never leaves this process."""

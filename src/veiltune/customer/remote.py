@@ -247,6 +247,7 @@ def _open_channel(address: str, *, credentials: Path | None, plaintext: bool) ->
         ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
         ("grpc.max_send_message_length", MAX_FRAME_BYTES),
         ("grpc.enable_retries", 0),
+        ("grpc.max_reconnect_backoff_ms", 5000),
     ]
     if plaintext:
         if address.rpartition(":")[0] not in LOOPBACK_HOSTS:

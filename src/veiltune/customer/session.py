@@ -114,11 +114,7 @@ class _Session:
         protected, flips = self._protect()
         if self.config.split.bottom == "frozen":
             self._make_releases(protected)
-        job, opened = self._train(protected, flips, stop)
-        job.settle()
-        busy = self.client.call("Status", pb.StatusRequest(job=job.job)).busy_seconds
-        utility = self._evaluate(job)
-        job.close()
+        opened, utility, busy = self._carry_out(protected, flips, stop)
         summary = {
             "utility": utility,
             "utility_metric": "accuracy",
@@ -196,29 +192,40 @@ class _Session:
         self.reporter.phase("privatize", len(set(self.data.keys)))
         self.releaser.prepare(self.data.train_ids, protected, part=TRAIN, progress=self.reporter.advance)
 
-    def _train(
+    def _carry_out(
         self, protected: list[int], flips: Tensor | None, stop: Callable[[], bool]
-    ) -> tuple[RemoteJob, pb.OpenJobReply]:
-        """Trains to the end; a vendor that went back to a checkpoint is followed there."""
+    ) -> tuple[pb.OpenJobReply, float, float]:
+        """Trains, evaluates and closes the job; a vendor that went back to a checkpoint is followed there.
+
+        Returns:
+            What the vendor said at opening, the utility, and the seconds that the vendor was busy.
+        """
         for attempt in range(MAX_REOPENINGS):
             opened = self._open()
             job = RemoteJob(self.client, opened.job, next_seq=opened.next_seq)
-            trainer = self._trainer(job, protected, flips)
-            trainer.resume_at(opened.step)
-            if self.config.split.bottom == "frozen":
-                self._upload(job, opened.uploaded_rows)
-            self.reporter.phase("train", trainer.total_steps)
-            started = time.monotonic()
             try:
-                with self._own_threads():
-                    trainer.run(on_step=self._on_step, stop=stop)
-                return job, opened
+                self._train(self._trainer(job, protected, flips), opened, stop)
+                busy = self.client.call("Status", pb.StatusRequest(job=job.job)).busy_seconds
+                utility = self._evaluate(job)
+                job.close()
+                return opened, utility, busy
             except JobRewoundError:
                 if attempt + 1 == MAX_REOPENINGS:
                     raise
-            finally:
-                self.seconds_training += time.monotonic() - started
         raise AssertionError("unreachable")
+
+    def _train(self, trainer: Trainer, opened: pb.OpenJobReply, stop: Callable[[], bool]) -> None:
+        trainer.resume_at(opened.step)
+        if self.config.split.bottom == "frozen":
+            self._upload(trainer.job, opened.uploaded_rows)
+        self.reporter.phase("train", trainer.total_steps)
+        started = time.monotonic()
+        try:
+            with self._own_threads():
+                trainer.run(on_step=self._on_step, stop=stop)
+            trainer.job.settle()
+        finally:
+            self.seconds_training += time.monotonic() - started
 
     @contextlib.contextmanager
     def _own_threads(self) -> Iterator[None]:
@@ -284,7 +291,7 @@ class _Session:
     def _on_step(self, progress: Any) -> None:
         self.examples_trained += progress.examples
         totals = self.client.bytes_up + self.client.bytes_down
-        self.reporter.step(progress, bytes_sent=totals, releases=self.releaser.ledger.totals().releases)
+        self.reporter.step(progress, bytes_sent=totals, releases=self.releaser.num_releases)
         totals_so_far = {"bytes_up": self.client.bytes_up, "bytes_down": self.client.bytes_down}
         self.run.log(vars(progress) | totals_so_far | {"seconds": round(self._seconds(), 3)})
 

@@ -40,21 +40,22 @@ class FastDropout(nn.Module):
     def __init__(self, p: float, source: MaskSource) -> None:
         super().__init__()
         self.p = p  # attention modules read it too
-        self._source = source
+        self.source = source
 
     def forward(self, values: Tensor) -> Tensor:
         """Any shape to the same shape."""
         threshold = round(self.p * _LEVELS)
         if not self.training or not threshold:
             return values
-        bits = self._source.generator.integers(0, _LEVELS, size=tuple(values.shape), dtype=np.uint16)
+        bits = self.source.generator.integers(0, _LEVELS, size=tuple(values.shape), dtype=np.uint16)
         mask = torch.from_numpy(bits >= threshold).to(device=values.device, dtype=values.dtype)
         return values * mask.mul_(_LEVELS / (_LEVELS - threshold))
 
 
 def use_fast_dropout(module: nn.Module) -> MaskSource:
-    """Replaces every `nn.Dropout` inside a module; returns their common source."""
-    source = MaskSource()
+    """Replaces every `nn.Dropout` inside a module; returns their common source, on a second call the same one."""
+    sources = [child.source for child in module.modules() if isinstance(child, FastDropout)]
+    source = sources[0] if sources else MaskSource()
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Dropout:

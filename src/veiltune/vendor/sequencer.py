@@ -6,8 +6,8 @@ a call with                       gets
 the next number                   carried out; the number is used only if it succeeds
 a used number, the same frame     the same answer again; nothing is done
 a used number, another frame      ALREADY_EXISTS
-a later number                    waits for its turn, then FAILED_PRECONDITION
-a number too old to remember      FAILED_PRECONDITION: open the job again
+a later number                    waits for its turn, then ABORTED: open the job again
+a number too old to remember      ABORTED: open the job again
 ================================  =======================================================
 """
 
@@ -45,7 +45,13 @@ class Sequencer(Generic[Reply]):
         self._answers: OrderedDict[int, tuple[bytes, Reply]] = OrderedDict()
 
     async def run(self, seq: int, payload_hash: bytes, work: Callable[[], Awaitable[Reply]]) -> Reply:
-        """Carries out `work` when it is this number's turn, or answers from memory."""
+        """Carries out `work` when it is this number's turn, or answers from memory.
+
+        A caller that goes away stops nothing: its call is finished and remembered, so that a repeat finds the answer.
+        """
+        return await asyncio.shield(self._run(seq, payload_hash, work))
+
+    async def _run(self, seq: int, payload_hash: bytes, work: Callable[[], Awaitable[Reply]]) -> Reply:
         self.waiting += 1
         try:
             async with self._turn:

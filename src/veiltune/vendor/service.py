@@ -28,10 +28,17 @@ CHUNK_BYTES = 2**20
 LOOPBACK_TENANT = "loopback"
 
 T = TypeVar("T")
+
+
+class JobNotOpenError(ProtocolError):
+    """A numbered call for a job that this process has not opened: what came before it is lost."""
+
+
 _STATUS: list[tuple[type[Exception], grpc.StatusCode]] = [
     (UsedSeqError, grpc.StatusCode.ALREADY_EXISTS),
     (StepMismatchError, grpc.StatusCode.ABORTED),
-    (SeqGapError, grpc.StatusCode.FAILED_PRECONDITION),
+    (JobNotOpenError, grpc.StatusCode.ABORTED),
+    (SeqGapError, grpc.StatusCode.ABORTED),
     (ProtocolError, grpc.StatusCode.INVALID_ARGUMENT),
     (VendorRefusedError, grpc.StatusCode.PERMISSION_DENIED),
     (StorageError, grpc.StatusCode.RESOURCE_EXHAUSTED),
@@ -121,13 +128,13 @@ class VendorService(rpc.VendorServicer):
             tenant = tenant_of(context)
             job = self._engine.jobs.get(tenant=tenant, job_id=request.job)
             running = await self._in_worker(lambda: self._engine.running(tenant, request.job))
-            sequencer = self._sequencer(request.job)
+            sequencer = self._sequencers.get(request.job)
             return pb.StatusReply(
                 state=job.state,
                 step=running.slot.step,
-                next_seq=sequencer.next_seq,
+                next_seq=sequencer.next_seq if sequencer else self._engine.jobs.next_seq(request.job),
                 uploaded_rows=len(running.upload),
-                waiting_calls=sequencer.waiting,
+                waiting_calls=sequencer.waiting if sequencer else 0,
                 busy_seconds=running.slot.busy_seconds,
             )
 
@@ -202,19 +209,17 @@ class VendorService(rpc.VendorServicer):
                     self._engine.jobs.record_call(request.job, request.seq, kind, payload_hash)
                 except StorageError:
                     self._engine.forget(request.job)  # done but not recorded: never let a retry do it twice
+                    self._sequencers.pop(request.job, None)
                     raise
                 return reply
 
-            sequencer = self._sequencer(request.job)
+            sequencer = self._sequencers.get(request.job)
+            if sequencer is None:
+                raise JobNotOpenError("the vendor has come back since this job was opened; open the job again")
             reply: T = await sequencer.run(request.seq, payload_hash, lambda: self._in_worker(carry_out))
             return reply
 
         return await _answer(context, ordered)
-
-    def _sequencer(self, job_id: str) -> Sequencer[Any]:
-        if job_id not in self._sequencers:
-            self._sequencers[job_id] = Sequencer(self._engine.jobs.next_seq(job_id))
-        return self._sequencers[job_id]
 
     async def _in_worker(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)

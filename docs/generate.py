@@ -1,0 +1,78 @@
+"""Writes the generated parts of these pages: `make docs` runs it through cog, `make check` fails where one is stale.
+
+A page calls one function from a comment, ``[[[cog import generate; cog.outl(generate.commands()) ]]]``.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import subprocess
+import sys
+from typing import Any
+
+from veiltune.config import TuneConfig, VendorConfig
+
+_COMMAND_LISTS = re.compile(r"\*\*Commands\*\*:\n\n(?:\* .*\n)+\n")  # they cut every sentence short
+_HELP_OPTION = "* `--help`: Show this message and exit.\n"
+_BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
+_WORDS = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true` or `false`"}
+
+
+def commands() -> str:
+    """What every command says of itself, by Typer's own documentation writer."""
+    page = subprocess.run(
+        [sys.executable, "-m", "typer", "veiltune.cli", "utils", "docs", "--name", "veiltune", "--title", "-"],
+        check=True,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    ).stdout
+    _, first, rest = html.unescape(page).partition("## `veiltune ")  # the title and the usage of the whole stay behind
+    sections = _COMMAND_LISTS.sub("", first + rest).replace(_HELP_OPTION, "").replace("**Options**:\n\n\n", "")
+    return re.sub(r"\n{3,}", "\n\n", sections).strip()
+
+
+def tune_keys() -> str:
+    """Every key of a customer's TOML file: one table a section."""
+    schema = TuneConfig.model_json_schema()
+    own = {name: field for name, field in schema["properties"].items() if "$ref" not in field}
+    pages = ["### Outside every section", _table(own, schema.get("required", []))]
+    for name, field in schema["properties"].items():
+        if "$ref" in field:
+            section = schema["$defs"][field["$ref"].rpartition("/")[2]]
+            pages += [f"### `[{name}]`", section["description"]]
+            pages.append(_table(section["properties"], section.get("required", [])))
+    return "\n\n".join(pages)
+
+
+def vendor_keys() -> str:
+    """Every key of a vendor's TOML file."""
+    schema = VendorConfig.model_json_schema()
+    return _table(schema["properties"], schema.get("required", []))
+
+
+def _table(fields: dict[str, dict[str, Any]], required: list[str]) -> str:
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in fields.items():
+        default = "*required*" if name in required else _toml(field.get("default"))
+        rows.append(f"| `{name}` | {_type(field)} | {default} | {field['description']} |")
+    return "\n".join(rows)
+
+
+def _type(field: dict[str, Any]) -> str:
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    for choice in field.get("anyOf", []):
+        if choice.get("type") != "null":
+            return _type(choice)
+    bounds = [phrase.format(f"{field[key]:.12g}") for key, phrase in _BOUNDS.items() if key in field]
+    return " ".join([_WORDS[field["type"]], *bounds[:1], *(f"and {bound}" for bound in bounds[1:])])
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
