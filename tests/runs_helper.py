@@ -62,7 +62,15 @@ def tune_config(folder: Path, address: str, **sections: Any) -> TuneConfig:
         "split": {"cut_layer": 1},
         "data": {"train": str(folder / "train.csv"), "eval": str(folder / "eval.csv"), "max_length": 24},
         "privacy": {"mechanism": "none", "labels": "disclosed"},
-        "train": {"epochs": 3, "batch_size": 8, "learning_rate": 3e-2, "rank": 4, "alpha": 8.0, "threads": 1},
+        "train": {
+            "epochs": 3,
+            "batch_size": 8,
+            "learning_rate": 3e-2,
+            "rank": 4,
+            "alpha": 8.0,
+            "threads": 1,
+            "customer_alone": False,
+        },
         "wire": {"dtype": "fp32"},
     }
     for name, changes in sections.items():

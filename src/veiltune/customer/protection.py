@@ -137,7 +137,9 @@ def statement(
     """privacy.json: what was released how often, what that is claimed to protect, and what it does not."""
     frozen = config.split.bottom == "frozen"
     return {
-        "representations": privatizer.claim(num_releases=max(totals.max_releases_per_example, 1))
+        "representations": privatizer.claim(
+            num_releases=max(totals.max_releases_per_example, 1), scaled=config.privacy.cti != "off"
+        )
         | {
             "cut_layer": config.split.cut_layer,
             "cut_embeddings": config.split.cut_embeddings,
