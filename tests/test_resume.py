@@ -153,17 +153,20 @@ def test_a_call_whose_caller_gave_up_is_finished_and_its_repeat_answered_from_me
     assert done == ["once"]
 
 
-def test_ctrl_c_is_one_line_and_the_run_goes_on(stage: Stage, configure: Configure) -> None:
-    stage.vendor()
-    config = configure("run", SPLITS["frozen"])
-    customer = stage.customer(config)
-    wait_until(lambda: steps_logged(config) >= 11, "steps")
-    customer.popen.send_signal(signal.SIGINT)
-    assert customer.ended() == 130
-    stderr = customer.stderr.read_text()
-    *_, last = stderr.splitlines()
-    assert last == f"veiltune: stopped at step {steps_logged(config)}; the same command goes on from here"
-    assert stderr.count("veiltune:") == 1 and "Traceback" not in stderr
-    tune(config)
+def test_ctrl_c_is_one_line_and_the_run_goes_on(
+    tmp_path: Path, tiny_folder: Path, stage: Stage, configure: Configure
+) -> None:
+    with running_vendor(tmp_path / "vendor", tiny_folder) as vendor:
+        stage.address = vendor.address
+        config = configure("run", SPLITS["frozen"])
+        customer = stage.customer(config)
+        wait_until(lambda: steps_logged(config) >= 11, "steps")
+        customer.popen.send_signal(signal.SIGINT)
+        assert customer.ended() == 130
+        stderr = customer.stderr.read_text()
+        *_, last = stderr.splitlines()
+        assert last == f"veiltune: stopped at step {steps_logged(config)}; the same command goes on from here"
+        assert stderr.count("veiltune:") == 1 and "Traceback" not in stderr
+        tune(config)
     assert len(RunFolder(config.run).metrics()) == len(losses(config)) == STEPS  # no step was done twice
     assert_released_once(config)
