@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
+import sqlite3
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -19,7 +24,9 @@ from parties import Vendor, running_vendor
 from runs_helper import digests, make_texts, tune_config, write_csv, write_tables
 from veiltune.cli import main
 from veiltune.config import dump_toml
+from veiltune.runs import RunFolder
 from veiltune.vendor import pki
+from veiltune.vendor.engine import LocalEngine
 from veiltune.vendor.pki import create_authority, issue_tenant
 
 
@@ -79,3 +86,236 @@ def config(vendor: Vendor, tmp_path: Path) -> Path:
     path = tmp_path / "tune.toml"
     path.write_text(dump_toml(tune_config(tmp_path, vendor.address, vendor=where, train={"epochs": 1})))
     return path
+
+
+def nothing_made(config: Path) -> bool:
+    """No run folder and no temporary file beside it."""
+    expected = {"tune.toml", "train.csv", "eval.csv", "credentials"}
+    return {path.name for path in config.parent.iterdir()} - {"other"} == expected
+
+
+BAD_OPTIONS: dict[str, tuple[list[str], int, str]] = {
+    "wrong text column": (["data.text_column=txet"], 2, "has no column 'txet'; did you mean 'text'?"),
+    "wrong label column": (["data.label_column=lable"], 2, "has no column 'lable'; did you mean 'label'?"),
+    "a file that is not there": (["data.train=nowhere.csv"], 2, "nowhere.csv does not exist"),
+    "eta 0": (["privacy.mechanism=d_chi", "privacy.eta=0"], 2, "privacy.eta must be greater than 0, got 0"),
+    "eta below 0": (["privacy.mechanism=d_chi", "privacy.eta=-2.5"], 2, "privacy.eta must be greater than 0, got -2.5"),
+    "no strength": (["privacy.mechanism=d_chi"], 2, "needs exactly one of eta, noise_to_norm, snr_db"),
+    "cut below 0": (["split.cut_layer=-1"], 2, "split.cut_layer must be greater than or equal to 0, got -1"),
+    "cut beyond the model": (["split.cut_layer=9"], 4, "cut_layer must be a whole number in [0, 4]"),
+    "unknown key": (["privacy.etta=3"], 2, "unknown key 'privacy.etta'; did you mean 'eta'?"),
+    "unknown section": (["trian.epochs=3"], 2, "unknown key 'trian'; did you mean 'train'?"),
+    "unknown word": (["wire.dtype=fp64"], 2, "wire.dtype must be"),
+    "vendor down": (["vendor.address=127.0.0.1:9"], 4, "no answer from the vendor at 127.0.0.1:9"),
+    "no credentials": (["vendor.credentials=nowhere"], 2, "nowhere/tenant.crt is missing"),
+    "plaintext to a TLS port": (["vendor.plaintext=true"], 4, "no answer from the vendor"),
+    "another bundle than agreed": ([f"model.digest={'0' * 64}"], 2, f"expected was {'0' * 64}"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OPTIONS)
+def test_a_bad_option(command: Callable[..., Ended], config: Path, name: str) -> None:
+    options, code, words = BAD_OPTIONS[name]
+    settings = [part for option in options for part in ("--set", option)]
+    command("tune", config, "--set", "vendor.timeout_seconds=1", *settings).refused(code, words)
+    assert nothing_made(config)
+
+
+BAD_TABLES: dict[str, tuple[str, bytes, str]] = {
+    "empty file": ("train", b"", "train.csv is empty"),
+    "no rows": ("train", b"text,label\n", "train.csv has no rows"),
+    "not UTF-8": ("train", "text,label\nnaïve,calm\n".encode("latin-1"), "train.csv is not UTF-8 (byte 13)"),
+    "one class only": ("train", b"text,label\nab,calm\nba,calm\n", "at least two classes"),
+    "an empty text": ("train", b"text,label\nab,calm\n,loud\n", "column 'text': row 2 is empty"),
+    "a torn row": ("train", b"text,label\nab,calm\nba\n", "row 2 has 1 fields"),
+    "empty evaluation": ("eval", b"", "eval.csv is empty"),
+    "a label unseen in training": ("eval", b"text,label\nab,calm\nba,SECRET\n", "row 2 is none of the 2 classes"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TABLES)
+def test_a_bad_table(command: Callable[..., Ended], config: Path, name: str) -> None:
+    table, content, words = BAD_TABLES[name]
+    (config.parent / f"{table}.csv").write_bytes(content)
+    for arguments in ((), ("--dry-run",)):
+        ended = command("tune", config, *arguments)
+        ended.refused(2, words)
+        assert "SECRET" not in ended.err
+    assert nothing_made(config)
+
+
+def test_an_expired_certificate(
+    command: Callable[..., Ended], config: Path, vendor: Vendor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class YearsAgo(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(UTC) - timedelta(days=400)
+
+    monkeypatch.setattr(pki, "datetime", YearsAgo)
+    expired = issue_tenant(vendor.state, "bygone", valid_days=30)
+    command("tune", config, "--set", f"vendor.credentials={expired}").refused(2, "tenant.crt expired on", "enrolment")
+    assert nothing_made(config)
+
+
+def test_certificates_of_another_vendor(command: Callable[..., Ended], config: Path, vendor: Vendor) -> None:
+    authority = config.parent / "other"
+    create_authority(authority)
+    foreign = issue_tenant(authority, "acme")
+    settings = ("--set", "vendor.timeout_seconds=1", "--set", f"vendor.credentials={foreign}")
+    command("tune", config, *settings).refused(4, "certificate", vendor.address)
+    (foreign / "ca.crt").write_bytes((vendor.state / "ca.crt").read_bytes())  # trusts the vendor, unknown to it
+    command("tune", config, *settings).refused(2, "tenant.crt was not signed by the authority")
+    assert nothing_made(config)
+
+
+def no_space(*_: object, **__: object) -> Any:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("successes", [0, 1, 4, 12])
+def test_a_full_disk_at_the_customer_and_then_room_again(
+    command: Callable[..., Ended], config: Path, monkeypatch: pytest.MonkeyPatch, successes: int
+) -> None:
+    """Whatever was being written: one line, nothing torn, and the same command goes on when there is room."""
+    left, honest, vendor_thread = [successes], os.fsync, "engine"
+
+    def filling(descriptor: int) -> None:
+        if not threading.current_thread().name.startswith(vendor_thread):
+            if not left[0]:
+                no_space()
+            left[0] -= 1
+        honest(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", filling)
+        ended = command("tune", config)
+        assert (ended.code, ended.err.count("veiltune: ")) == (6, 1) and "Traceback" not in ended.err
+        assert "No space left on device" in ended.err.splitlines()[-1]
+    assert not list(config.parent.rglob(".tmp-*"))
+    assert command("tune", config).code == 0
+    assert RunFolder(config.parent / "run").read_json("summary.json")["releases"] == 24
+
+
+@pytest.mark.parametrize("broken", ["veiltune.customer.remote.Path.open", "veiltune.customer.opening.sqlite3.connect"])
+def test_a_full_disk_where_files_are_written_in_pieces(
+    command: Callable[..., Ended], config: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def database_full(*_: object) -> Any:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(broken, no_space if broken.endswith("open") else database_full)
+    command("tune", config).refused(6, "cannot write")
+
+
+def test_changed_data_on_resumption(command: Callable[..., Ended], config: Path) -> None:
+    interrupt = ("--set", "train.batch_size=2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("veiltune.terminal.stop_on_interrupt", lambda: contextlib.nullcontext(lambda: True))
+        assert command("tune", config, *interrupt).code == 130
+    before = digests(config.parent / "run")
+    texts, labels = make_texts(16, seed=3)
+    write_csv(config.parent / "train.csv", texts, labels)
+    command("tune", config, *interrupt).refused(3, "the training data has changed since run", "new run folder")
+    assert digests(config.parent / "run") == before
+
+
+def test_another_configuration_over_a_run(command: Callable[..., Ended], config: Path) -> None:
+    assert command("tune", config).code == 0
+    before = digests(config.parent / "run")
+    command("tune", config, "--set", "train.epochs=2").refused(2, "holds a run with another configuration")
+    assert digests(config.parent / "run") == before
+
+
+def test_a_bundle_that_was_tampered_with_on_its_way(
+    command: Callable[..., Ended], config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = LocalEngine.bottom_files
+
+    def tampering(engine: LocalEngine, request: Any) -> list[tuple[str, bytes]]:
+        return [(name, data[:-1] + bytes([data[-1] ^ 1])) if name.endswith(".safetensors") else (name, data)
+                for name, data in honest(engine, request)]  # fmt: skip
+
+    monkeypatch.setattr(LocalEngine, "bottom_files", tampering)
+    command("tune", config).refused(2, "has an altered file 'bottom.safetensors'; fetch the bundle again")
+    assert nothing_made(config)
+
+
+def test_a_bundle_that_was_tampered_with_on_disk(command: Callable[..., Ended], config: Path) -> None:
+    assert command("tune", config).code == 0
+    run = config.parent / "run"
+    (run / "bottom" / "tokenizer.json").write_text("{}")
+    predict = ("predict", run, config.parent / "eval.csv", "--output", config.parent / "out.csv")
+    command(*predict).refused(2, "has an altered file 'tokenizer.json'")
+    manifest = run / "bottom" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("tiny", "evil").replace('"format": 1', '"format":  1'))
+    command(*predict).refused(2, "expected was")
+    assert not (config.parent / "out.csv").exists()
+
+
+def test_a_dry_run_prints_the_plan_and_contacts_nobody(
+    command: Callable[..., Ended], config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*_: object, **__: object) -> Any:
+        raise AssertionError("a dry run opened a channel")
+
+    monkeypatch.setattr(grpc, "secure_channel", no_network)
+    monkeypatch.setattr(grpc, "insecure_channel", no_network)
+    before = digests(config.parent)
+    ended = command("tune", config, "--dry-run", "--set", "privacy.mechanism=d_chi", "--set", "privacy.eta=30")
+    assert (ended.code, ended.err) == (0, "")
+    for words in ("16 training texts once each", "d_chi, eta = 30", "DISCLOSED", "after 1 blocks", "SEEDED with 11"):
+        assert words in ended.out
+    assert digests(config.parent) == before
+
+
+def test_prediction_refusals(command: Callable[..., Ended], config: Path) -> None:
+    folder = config.parent
+    predict = ("predict", folder / "run", folder / "eval.csv", "--output", folder / "out.csv")
+    command(*predict).refused(2, "not the folder of a finished run")
+    assert command("tune", config).code == 0
+    command(*predict, "--text-column", "txt").refused(2, "has no column 'txt'; did you mean 'text'?")
+    assert not (folder / "out.csv").exists()
+    assert command(*predict).code == 0
+    command(*predict).refused(2, "exists; name another file")
+
+
+def test_models_lists_what_fits(command: Callable[..., Ended]) -> None:
+    ended = command("models")
+    assert (ended.code, ended.err) == (0, "")
+    for words in ("minilm", "bert", "Apache-2.0"):
+        assert words in ended.out
+
+
+def test_vendor_folder(command: Callable[..., Ended], tmp_path: Path) -> None:
+    state = tmp_path / "vendor"
+    assert command("vendor", "init", "--state", state).code == 0
+    before = digests(state)
+    command("vendor", "init", "--state", state).refused(2, "exists and is not overwritten")
+    command("vendor", "tenant", "add", "Acme Ltd", "--state", state).refused(2, "a tenant's name must be")
+    assert digests(state) == before
+    assert command("vendor", "tenant", "add", "acme", "--state", state).code == 0
+    command("vendor", "tenant", "add", "acme", "--state", state).refused(2, "exists and is not overwritten")
+    serve = ("vendor", "serve", state / "vendor.toml", "--set")
+    command(*serve, f"model={tmp_path}").refused(2, "cannot load the model")
+    command(*serve, "plaintext=true", "--set", "address=0.0.0.0:1").refused(2, "plaintext only on loopback")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("tune",), "Missing parameter: config"),
+        (("tnue",), "No such command 'tnue'"),
+        (("tune", "x.toml", "--fast"), "No such option: --fast"),
+        (("tune", "nowhere.toml"), "nowhere.toml does not exist"),
+    ],
+)
+def test_usage(command: Callable[..., Ended], arguments: tuple[str, ...], words: str) -> None:
+    command(*arguments).refused(2, words)
+
+
+def test_the_installed_command_and_the_module_are_the_same(tmp_path: Path) -> None:
+    """In a process of its own, since it starts itself again for malloc's sake."""
+    for start in (["-m", "veiltune"], [str(Path(sys.executable).parent / "veiltune")]):
+        process = subprocess.run([sys.executable, *start, "tune", "nowhere.toml"], capture_output=True, text=True)
+        Ended(process.returncode, process.stdout, process.stderr).refused(2, "nowhere.toml does not exist")

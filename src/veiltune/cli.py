@@ -12,10 +12,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from veiltune.errors import VeiltuneError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done, 2 bad input, 3 privacy plan infeasible, 4 vendor away or refusing, 6 disk, 130 stopped",
+)
 vendor_app = typer.Typer(no_args_is_help=True, help="The vendor's side: certificates and the server.")
 tenant_app = typer.Typer(no_args_is_help=True, help="Who may connect.")
 app.add_typer(vendor_app, name="vendor")
@@ -35,8 +41,26 @@ _PROCESS_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "1073741824",
     "MALLOC_TOP_PAD_": "67108864",
     "GOMP_SPINCOUNT": "10000",
+    "GRPC_VERBOSITY": "NONE",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from veiltune import __version__
+
+        typer.echo(f"veiltune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Fine-tune a vendor's language model on text that stays here, and see what leaks."""
 
 
 @app.command()
@@ -100,7 +124,7 @@ def demo(
 @app.command()
 def models() -> None:
     """List models that are known to fit; any other of the same families works too."""
-    from veiltune.models.loading import MODELS
+    from veiltune.models.catalog import MODELS
     from veiltune.terminal import print_models
 
     print_models(MODELS)
@@ -159,7 +183,7 @@ def vendor_serve(
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("veiltune").setLevel(logging.INFO)
     logging.getLogger("grpc").setLevel(logging.CRITICAL)  # its traceback for a malformed frame says no more than ours
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     asyncio.run(serve(load_config(VendorConfig, config, overrides or []), ready_file=ready_file))
 
 
@@ -182,15 +206,14 @@ def main() -> None:
 
 def _unexpected(error: Exception) -> int:
     """A click usage error is the user's; anything else is a defect of ours and keeps its traceback for the report."""
-    import click
-
-    if isinstance(error, click.ClickException):
+    if isinstance(error, TyperException):
         return _refuse(error.format_message(), 2)
     raise error
 
 
 def _refuse(message: object, code: int) -> int:
-    print(f"veiltune: {' '.join(str(message).split())}", file=sys.stderr)
+    if str(message):  # empty where the help was printed instead
+        print(f"veiltune: {' '.join(str(message).split())}", file=sys.stderr)
     return code
 
 

@@ -68,7 +68,7 @@ class ModelSection(_Section):
     """Which bottom model the customer accepts."""
 
     digest: str = ""
-    """sha256 that the vendor's bottom bundle must have; empty accepts the first and reports it"""
+    """sha256 that the vendor's bottom bundle must have; empty keeps to the first and reports it in summary.json"""
 
 
 class SplitSection(_Section):
@@ -81,7 +81,7 @@ class SplitSection(_Section):
     head: Literal["vendor", "customer"] = "vendor"
     """customer = U-shape: final norm, pooler and head stay with the customer"""
     bottom: Literal["frozen", "full", "lora", "bitfit", "adapter"] = "frozen"
-    """what trains below the cut; anything but frozen releases every example again at each step"""
+    """what trains below the cut; anything but frozen releases every example again in each epoch"""
 
 
 class DataSection(_Section):
@@ -241,6 +241,8 @@ class VendorConfig(_Section):
     """largest L2 norm of a token's representation that is accepted"""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads; 0 = all"""
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    """where the model computes: cpu, cuda or cuda:N"""
 
     @model_validator(mode="after")
     def _plaintext_is_local(self) -> Self:

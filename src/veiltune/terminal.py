@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -17,7 +18,7 @@ from veiltune.customer.reporting import Reporter
 
 if TYPE_CHECKING:
     from veiltune.customer.training import Progress as StepProgress
-    from veiltune.models.loading import ModelInfo
+    from veiltune.models.catalog import ModelInfo
 
 console = Console(highlight=False)
 
@@ -27,10 +28,10 @@ class TerminalReporter(Reporter):
 
     def __init__(self) -> None:
         self._progress = Progress(
-            TextColumn("{task.description:<10}"),
-            BarColumn(),
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[note]}"),
             console=Console(stderr=True, highlight=False),
         )
@@ -57,10 +58,8 @@ class TerminalReporter(Reporter):
     def step(self, progress: StepProgress, *, bytes_sent: int, releases: int) -> None:
         """Moves the bar and writes loss, speed, bytes and releases beside it."""
         if self._task is not None:
-            note = (
-                f"loss {progress.loss:.3f}  {progress.examples_per_second:.0f} examples/s  "
-                f"{bytes_sent / 1e6:.1f} MB  {releases} releases"
-            )
+            speed, megabytes = f"{progress.examples_per_second:.0f} ex/s", f"{bytes_sent / 1e6:.0f} MB"
+            note = f"loss {progress.loss:.2f} {speed} {megabytes} {releases} rel."
             self._progress.update(self._task, completed=progress.step, note=note)
 
 
@@ -104,9 +103,10 @@ def _alone(summary: Mapping[str, Any]) -> str:
     alone = summary["customer_alone_utility"]
     if alone is None:
         return "not measured"
-    verdict = (
-        "this run is DOMINATED: sending nothing does as well" if summary["dominated"] else "sending nothing does worse"
-    )
+    if not summary["dominated"]:
+        verdict = "sending nothing does worse"
+    else:
+        verdict = "DOMINATED: sending nothing does " + ("better" if alone > summary["utility"] else "as well")
     return f"{alone:.4f}  ({verdict})"
 
 
@@ -118,10 +118,9 @@ def print_plan(plan: Mapping[str, str]) -> None:
 
 def print_models(models: Mapping[str, ModelInfo]) -> None:
     """`veiltune models`."""
-    table = Table("model", "family", "blocks", "hidden", "licence", "from")
     for info in models.values():
-        table.add_row(info.name, info.family, str(info.blocks), str(info.hidden_size), info.licence, info.source)
-    console.print(table)
+        size = f"{info.family}, {info.blocks} blocks of {info.hidden_size}"
+        console.print(f"{info.name:<36} {size:<30} {info.licence:<11} {escape(info.source)}", soft_wrap=True)
 
 
 def print_demo(result: Mapping[str, Any]) -> None:

@@ -91,8 +91,7 @@ def fetch_bundle(config: TuneConfig, client: VendorClient, folder: Path, *, num_
 def make_releaser(config: TuneConfig, bundle: Bundle, run: RunFolder, secret: bytes) -> Releaser:
     """Bottom, mechanism, ledger and outbox of a run, with its contributing tokens once they are fitted."""
     connection = sqlite3.connect(run.private / "ledger.sqlite")
-    connection.execute("PRAGMA journal_mode=WAL")  # survives a killed process without a flush at every step
-    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute("PRAGMA journal_mode=WAL")  # one flush a transaction
     fitted = run.private / "contributing.safetensors"
     norm = reference_norm(bundle)
     return Releaser(
@@ -124,7 +123,7 @@ def local_optimizer(config: TuneConfig, bundle: Bundle) -> ResumableAdamW:
         )
         parts["bottom"] = bundle.bottom
     if bundle.head is not None:
-        attach_peft(bundle.head, method="none", seed=config.train.seed)  # trains the task head, not the pooler
+        attach_peft(bundle.head, method="none", seed=config.train.seed)  # trains the family's task head only
         parts["head"] = bundle.head
     parameters = {
         f"{part}.{name}": p for part, module in parts.items() for name, p in trainable_parameters(module).items()

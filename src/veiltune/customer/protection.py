@@ -108,7 +108,7 @@ def protect_labels(
         )
         for key, label in zip(keys, labels, strict=True)
     ]
-    atomic_write_bytes(memo, save({"labels": torch.tensor(drawn)}))
+    atomic_write_bytes(memo, save({"labels": torch.tensor(drawn)}), mode=0o600)
     return drawn, flip_matrix(num_classes, epsilon)
 
 
@@ -150,7 +150,7 @@ def statement(
             "bottom": config.split.bottom,
             "replay": "each text once, the same bytes ever after"
             if frozen
-            else "a new release of each text every step",
+            else "a new release of each text in every epoch",
         },
         "contributing_tokens": _contributing_statement(config),
         "labels": _label_statement(config, num_classes),

@@ -6,6 +6,7 @@ again byte for byte; the vendor answers a repeat from memory, so nothing is ever
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,14 +57,22 @@ class VendorClient:
 
     def get_bottom(self, request: pb.GetBottomRequest, folder: Path) -> None:
         """Downloads a bottom bundle into a folder; nothing in it is read before its digest is checked."""
-        folder.mkdir(parents=True, exist_ok=True)
-        with _as_our_errors(self):
-            for chunk in self.stub.GetBottom(request, timeout=self.timeout_seconds):
-                if Path(chunk.name).name != chunk.name or chunk.name.startswith("."):
-                    raise ProtocolError("the vendor sent a bundle file whose name is not a plain file name")
-                self.bytes_down += chunk.ByteSize()
-                with (folder / chunk.name).open("ab") as file:
-                    file.write(chunk.data)
+
+        def download() -> None:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            with _as_our_errors(self):
+                self._receive_files(request, folder)
+
+        _until_answered(download, self.timeout_seconds)
+
+    def _receive_files(self, request: pb.GetBottomRequest, folder: Path) -> None:
+        for chunk in self.stub.GetBottom(request, timeout=self.timeout_seconds):
+            if Path(chunk.name).name != chunk.name or chunk.name.startswith("."):
+                raise ProtocolError("the vendor sent a bundle file whose name is not a plain file name")
+            self.bytes_down += chunk.ByteSize()
+            with (folder / chunk.name).open("ab") as file:
+                file.write(chunk.data)
 
     def upload(self, chunks: Sequence[pb.UploadChunk]) -> int:
         """Streams pieces of an upload; returns the rows that the vendor has. Sent again while there is no answer."""
@@ -145,7 +154,9 @@ class RemoteJob:
             request.representations.CopyFrom(released)
         else:
             request.rows.index.extend(rows or [])
-        return PendingForward(self, self.client.send("Forward", request), step=step, micro_batch=micro_batch)
+        size = len(request.rows.index) or len(request.representations.lengths)
+        call = self.client.send("Forward", request)
+        return PendingForward(self, call, step=step, micro_batch=micro_batch, size=size)
 
     def send_backward(self, gradients: Tensor, *, step: int, micro_batch: int) -> PendingCall:
         """Sends the (B, C) gradients of a micro-batch's outputs."""
@@ -195,8 +206,8 @@ class RemoteJob:
 class PendingForward:
     """A forward pass under way at the vendor."""
 
-    def __init__(self, job: RemoteJob, call: PendingCall, *, step: int, micro_batch: int) -> None:
-        self.job, self.call, self.step, self.micro_batch = job, call, step, micro_batch
+    def __init__(self, job: RemoteJob, call: PendingCall, *, step: int, micro_batch: int, size: int) -> None:
+        self.job, self.call, self.step, self.micro_batch, self.size = job, call, step, micro_batch, size
 
     def outputs(self, representations: Tensor | None = None) -> Tensor:
         """Awaits the (B, C) outputs, as a tensor whose `backward` trains the vendor's part.
@@ -223,7 +234,7 @@ class RemoteTop(torch.autograd.Function):
     def forward(ctx: Any, source: Tensor, pending: PendingForward) -> Tensor:
         """Awaits the vendor's outputs (B, C)."""
         ctx.pending, ctx.source_shape = pending, source.shape
-        return decode_tensor(pending.call.result().outputs, expected=(None, None))
+        return decode_tensor(pending.call.result().outputs, expected=(pending.size, None))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:
@@ -279,6 +290,10 @@ class _as_our_errors:
         if not isinstance(error, grpc.RpcError):
             return
         code, details = error.code(), _one_line(error.details())
+        if "CERTIFICATE_VERIFY_FAILED" in details:
+            raise VendorRefusedError(
+                f"the certificate of the vendor at {self._address} is not signed by the ca.crt in your credentials"
+            ) from None
         if code in _NO_ANSWER:
             raise VendorUnreachableError(f"no answer from the vendor at {self._address}: {details}") from None
         if code == grpc.StatusCode.ABORTED:

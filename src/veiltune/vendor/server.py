@@ -12,7 +12,7 @@ import torch
 
 from veiltune.config import VendorConfig
 from veiltune.errors import ConfigError, VendorUnreachableError
-from veiltune.models.loading import load_base
+from veiltune.models.loading import BaseModel, load_base
 from veiltune.vendor.engine import Limits, LocalEngine
 from veiltune.vendor.jobs import JobStore
 from veiltune.vendor.service import VendorService
@@ -32,7 +32,7 @@ def make_engine(config: VendorConfig) -> LocalEngine:
     if config.threads:
         torch.set_num_threads(config.threads)
     return LocalEngine(
-        load_base(config.model),
+        _on_device(load_base(config.model), config.device),
         jobs=JobStore(config.database or f"sqlite:///{state.resolve() / 'jobs.sqlite'}"),
         blobs=BlobStore(config.blobs or str(state.resolve() / "blobs")),
         limits=Limits(
@@ -89,6 +89,13 @@ async def serve(config: VendorConfig, *, ready_file: Path | None = None) -> None
     await server.stop(SHUTDOWN_GRACE_SECONDS)
     engine.jobs.close()
     log.info("stopped; jobs resume at their last checkpoint")
+
+
+def _on_device(base: BaseModel, device: str) -> BaseModel:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r} was asked for and there is no GPU; set device = 'cpu'")
+    base.model.to(torch.device(device))  # type: ignore[arg-type]
+    return base
 
 
 def _credentials(state: Path) -> grpc.ServerCredentials:

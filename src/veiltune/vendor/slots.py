@@ -47,6 +47,7 @@ class Slot:
         self._optimizer = ResumableAdamW(trainable_parameters(self.top), weight_decay=spec.weight_decay)
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self.busy_seconds = 0.0
+        self.device = next(self.top.parameters()).device
 
     @property
     def step(self) -> int:
@@ -81,12 +82,12 @@ class Slot:
             waiting = len(self._graphs)
             raise ProtocolError(f"{waiting} micro-batches wait for their gradients, the limit is {MAX_IN_FLIGHT}")
         self.top.train()
-        representations, mask = pad_ragged(values, lengths)
+        representations, mask = self._padded(values, lengths)
         representations.requires_grad_(not self.spec.frozen_bottom)
         with self._busy(), repeatable_dropout(self._dropout, self.spec.seed, step, micro_batch), self._precision():
             outputs: Tensor = self.top(representations, mask).float()
         self._graphs[step, micro_batch] = _Graph(representations, mask, outputs)
-        return outputs.detach()
+        return outputs.detach().cpu()
 
     def backward(self, step: int, micro_batch: int, output_gradients: Tensor) -> Tensor | None:
         """Adds a micro-batch's gradients; returns the (N, H) cut gradients, or None for a frozen bottom."""
@@ -100,9 +101,9 @@ class Slot:
         del self._graphs[step, micro_batch]
         if graph.outputs.requires_grad:
             with self._busy():
-                torch.autograd.backward(graph.outputs, output_gradients)
+                torch.autograd.backward(graph.outputs, output_gradients.to(self.device))
         cut = graph.representations.grad
-        return None if cut is None else unpad(cut, graph.mask)
+        return None if cut is None else unpad(cut, graph.mask).cpu()
 
     def optim_step(self, step: int, learning_rate: float) -> int:
         """Applies AdamW to the gradients gathered in this step; returns the new step."""
@@ -117,8 +118,8 @@ class Slot:
         """(N, H) token vectors -> (B, output_size) without dropout; changes nothing."""
         self.top.eval()
         with self._busy(), torch.no_grad(), self._precision():
-            outputs: Tensor = self.top(*pad_ragged(values, lengths))
-        return outputs.float()
+            outputs: Tensor = self.top(*self._padded(values, lengths))
+        return outputs.float().cpu()
 
     def state(self) -> dict[str, Tensor]:
         """Step, parameters and AdamW moments, for a checkpoint."""
@@ -134,6 +135,10 @@ class Slot:
         if step != self.step:
             raise StepMismatchError(f"the job is at step {self.step}, the frame is for step {step}; open the job again")
 
+    def _padded(self, values: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+        representations, mask = pad_ragged(values, lengths)
+        return representations.to(self.device), mask.to(self.device)
+
     @contextlib.contextmanager
     def _busy(self) -> Iterator[None]:
         started = time.perf_counter()
@@ -141,7 +146,7 @@ class Slot:
         self.busy_seconds += time.perf_counter() - started
 
     def _precision(self) -> contextlib.AbstractContextManager[object]:
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.spec.precision == "bf16")
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.spec.precision == "bf16")
 
 
 def build_top(base: BaseModel, spec: pb.JobSpec) -> ModelPart:
