@@ -140,10 +140,14 @@ def main() -> None:
                     "split": {"cut_layer": CUT_LAYER},
                     "data": section,
                     "privacy": {"mechanism": "d_chi", "noise_to_norm": 0.7, "labels": "disclosed"},
-                    "train": {"epochs": 3, "precision": arguments.precision, "checkpoint_every": 100},
+                    "train": {
+                        "epochs": 3,
+                        "precision": arguments.precision,
+                        "checkpoint_every": 100,
+                        "customer_alone": False,
+                    },
                 }
                 config = parse_config(TuneConfig, tree)
-                torch.set_num_threads(torch.get_num_threads())
                 split.append(split_run(config))
                 unsplit.append(unsplit_run(config))
                 print(f"round {number}: split {split[-1]['seconds']:.1f} s, unsplit {unsplit[-1]['seconds']:.1f} s")

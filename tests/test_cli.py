@@ -60,19 +60,19 @@ def vendor(
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
     """`command("tune", ...)` as a shell would run it, but in this process."""
     monkeypatch.setenv("VEILTUNE_SETTLED", "1")
 
     def run(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["veiltune", *map(str, arguments)])
-        capfd.readouterr()
+        capsys.readouterr()
         code = 0
         try:
             main()
         except SystemExit as stop:
             code = int(stop.code or 0)
-        return Ended(code, *capfd.readouterr())
+        return Ended(code, *capsys.readouterr())
 
     return run
 
@@ -197,15 +197,21 @@ def test_a_full_disk_at_the_customer_and_then_room_again(
     assert RunFolder(config.parent / "run").read_json("summary.json")["releases"] == 24
 
 
-@pytest.mark.parametrize("broken", ["veiltune.customer.remote.Path.open", "veiltune.customer.opening.sqlite3.connect"])
-def test_a_full_disk_where_files_are_written_in_pieces(
-    command: Callable[..., Ended], config: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+def test_a_full_disk_at_other_places(
+    command: Callable[..., Ended], config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def database_full(*_: object) -> Any:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(broken, no_space if broken.endswith("open") else database_full)
-    command("tune", config).refused(6, "cannot write")
+    for target, fault in (
+        ("veiltune.customer.remote.VendorClient._receive_files", no_space),
+        ("veiltune.customer.opening.sqlite3.connect", database_full),
+        ("veiltune.customer.outbox.Path.mkdir", no_space),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, fault)
+            command("tune", config).refused(6, "cannot write")
+        assert nothing_made(config)
 
 
 def test_changed_data_on_resumption(command: Callable[..., Ended], config: Path) -> None:
@@ -299,12 +305,18 @@ def test_vendor_folder(command: Callable[..., Ended], tmp_path: Path) -> None:
     serve = ("vendor", "serve", state / "vendor.toml", "--set")
     command(*serve, f"model={tmp_path}").refused(2, "cannot load the model")
     command(*serve, "plaintext=true", "--set", "address=0.0.0.0:1").refused(2, "plaintext only on loopback")
+    command(*serve, "database=nonsense").refused(2, "database or blobs names no store")
+    command(*serve, "blobs=nonsense://here").refused(2, "database or blobs names no store")
+    command(*serve, f"state={state / 'vendor.toml' / 'below'}").refused(6, "Not a directory")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "jobs.sqlite").write_bytes(b"not a database" * 100)
+    command(*serve, f"state={tmp_path / 'other'}").refused(6, "file is not a database")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("tune",), "Missing parameter: config"),
+        (("tune",), "Missing argument 'config'"),
         (("tnue",), "No such command 'tnue'"),
         (("tune", "x.toml", "--fast"), "No such option: --fast"),
         (("tune", "nowhere.toml"), "nowhere.toml does not exist"),
@@ -312,6 +324,21 @@ def test_vendor_folder(command: Callable[..., Ended], tmp_path: Path) -> None:
 )
 def test_usage(command: Callable[..., Ended], arguments: tuple[str, ...], words: str) -> None:
     command(*arguments).refused(2, words)
+
+
+def test_a_second_ctrl_c_is_one_line_too(
+    command: Callable[..., Ended], config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("veiltune.customer.session.tune", interrupted)
+    command("tune", config).refused(130, "stopped; the same command goes on from the last checkpoint")
+
+
+def test_help_is_no_refusal(command: Callable[..., Ended]) -> None:
+    ended = command("tune", "--help")
+    assert (ended.code, ended.err) == (0, "") and "--dry-run" in ended.out
 
 
 def test_the_installed_command_and_the_module_are_the_same(tmp_path: Path) -> None:

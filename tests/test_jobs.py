@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from veiltune.errors import ProtocolError, StorageError, VendorRefusedError
-from veiltune.vendor.jobs import JobStore
+from veiltune.vendor.jobs import CallRecord, JobStore
 
 
 @pytest.fixture
@@ -54,11 +54,11 @@ def test_another_tenants_job_looks_like_none(jobs: JobStore) -> None:
 
 def test_a_number_is_recorded_once_even_across_restarts(jobs: JobStore, tmp_path: Path) -> None:
     job = open_job(jobs)
-    jobs.record_call(job, 0, "forward", b"h")
+    jobs.record_calls([CallRecord(job, 0, "forward", b"h")])
     again = JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
     assert again.next_seq(job) == 1
     with pytest.raises(IntegrityError):
-        again.record_call(job, 0, "forward", b"h")
+        again.record_calls([CallRecord(job, 0, "forward", b"h")])
 
 
 def test_only_the_newest_checkpoints_are_kept_and_a_rewind_forgets_later_ones(jobs: JobStore) -> None:
@@ -75,4 +75,4 @@ def test_a_database_that_cannot_be_written_is_a_storage_error(jobs: JobStore, tm
     for leftover in tmp_path.glob("jobs.sqlite-*"):
         leftover.unlink()
     with pytest.raises(StorageError, match="cannot write the job database"):
-        jobs.record_call(job, 1, "forward", b"h")
+        jobs.record_calls([CallRecord(job, 1, "forward", b"h")])

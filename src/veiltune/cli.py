@@ -187,21 +187,21 @@ def vendor_serve(
     asyncio.run(serve(load_config(VendorConfig, config, overrides or []), ready_file=ready_file))
 
 
+_INTERRUPTED = 130
+
+
 def main() -> None:
     """The entry point: one line for every refusal, and the exit code of its kind."""
     _settle_environment()
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # what typer makes of Ctrl-C and --help it returns; a command returns None
     except VeiltuneError as error:
         sys.exit(_refuse(error, error.exit_code))
-    except typer.Abort:
-        sys.exit(130)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(_refuse("stopped; the same command goes on from the last checkpoint", 130))
     except Exception as error:
         sys.exit(_unexpected(error))
+    if code == _INTERRUPTED:
+        _refuse("stopped; the same command goes on from the last checkpoint", code)
+    sys.exit(code)
 
 
 def _unexpected(error: Exception) -> int:
@@ -222,4 +222,4 @@ def _settle_environment() -> None:
     missing = {name: value for name, value in _PROCESS_ENVIRONMENT.items() if name not in os.environ}
     if missing and sys.argv[0] and Path(sys.argv[0]).exists() and "VEILTUNE_SETTLED" not in os.environ:
         environment = os.environ | missing | {"VEILTUNE_SETTLED": "1"}
-        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)

@@ -13,24 +13,25 @@ import json
 import math
 import os
 import secrets
+import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from veiltune.errors import InputError, StorageError
+from veiltune.errors import InputError, StorageError, VeiltuneError
 
 _TEMPORARY = ".tmp-"
 
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turns an OSError of the body (disk full, no permission, not a folder) into a one-line StorageError."""
+    """Turns an OSError of the body (disk full, no permission, not a folder) or SQLite's into a one-line StorageError."""
     try:
         yield
-    except StorageError:
+    except VeiltuneError:
         raise
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, sqlite3.OperationalError) as error:
+        raise StorageError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def atomic_write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:

@@ -38,16 +38,17 @@ class TerminalReporter(Reporter):
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
-        self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self._task is not None:
+            self._progress.stop()
 
     def phase(self, name: str, total: int) -> None:
-        """Starts a bar."""
+        """Starts a bar; before the first one nothing is drawn, so that an early refusal stands alone."""
+        self._progress.start()
         self._task = self._progress.add_task(name, total=total, note="")
 
     def advance(self, done: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from veiltune.customer.reporting import Reporter
 from veiltune.customer.training import checkpoint_steps
 from veiltune.data.tables import read_table
 from veiltune.errors import InputError
-from veiltune.runs import RunFolder, atomic_write_bytes
+from veiltune.runs import RunFolder, atomic_write_bytes, storage_errors
 
 
 def predict(
@@ -57,11 +58,13 @@ def predict(
 
 
 def _predict(config: TuneConfig, run: RunFolder, card: JobCard, texts: Sequence[str], reporter: Reporter) -> Tensor:
-    secret = run_secret(run.private, config.noise_seed)
-    client = connect(config)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(storage_errors(run.path))
+        client = stack.enter_context(contextlib.closing(connect(config)))
+        secret = run_secret(run.private, config.noise_seed)
         bundle = fetch_bundle(config, client, run.path / "bottom", num_labels=len(card.labels))
-        releaser = make_releaser(config, bundle, run, secret)
+        # Before the trained parameters come: the reference norm is the untrained bottom's, as in training.
+        releaser = stack.enter_context(contextlib.closing(make_releaser(config, bundle, run, secret)))
         steps = checkpoint_steps(run.private / "checkpoints")
         local_optimizer(config, bundle).restore(
             load_file(run.private / "checkpoints" / f"{steps[-1]:08d}.safetensors") if steps else None
@@ -73,8 +76,6 @@ def _predict(config: TuneConfig, run: RunFolder, card: JobCard, texts: Sequence[
         totals = releaser.ledger.totals()
         run.write_json("privacy.json", statement(config, releaser.privatizer, totals, num_classes=len(card.labels)))
         return logits
-    finally:
-        client.close()
 
 
 def _as_csv(probabilities: Sequence[Sequence[float]], labels: Sequence[str]) -> str:

@@ -53,6 +53,10 @@ class Releaser:
         self._generator = SecureGenerator(secret)
         self.num_releases = ledger.totals().releases
 
+    def close(self) -> None:
+        """Closes ledger and outbox."""
+        self.ledger.close()
+
     def key(self, token_ids: Sequence[int]) -> bytes:
         """The name of a text's release: a keyed hash, meaningless without the run's secret."""
         return release_key(self._secret, token_ids)

@@ -30,7 +30,7 @@ from veiltune.data.tables import LabelSet, Table, check_labels, read_table
 from veiltune.errors import DataError, PrivacyError
 from veiltune.models.bundle import Bundle
 from veiltune.models.optim import ResumableAdamW
-from veiltune.runs import RunFolder, atomic_write_bytes
+from veiltune.runs import RunFolder, atomic_write_bytes, storage_errors
 from veiltune.wire import veiltune_pb2 as pb
 
 TRAIN, INFERENCE = "train", "inference"
@@ -70,20 +70,22 @@ def tune(
         return dict(run.read_json("summary.json"))
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    client = connect(config)
+    with _undone_if_refused(run), storage_errors(run.path), contextlib.closing(connect(config)) as client:
+        session = _Session(config, run, client, tables, reporter or Reporter())
+        with contextlib.closing(session.releaser):
+            return session.tune(stop)
+
+
+@contextlib.contextmanager
+def _undone_if_refused(run: RunFolder) -> Iterator[None]:
+    """A run that fails before its job was opened has sent nothing, and leaves nothing in a corrected run's way."""
     try:
-        return _Session(config, run, client, tables, reporter or Reporter()).tune(stop)
+        yield
     except BaseException:
-        if _nothing_opened(run):  # refused before anything was sent: leave nothing that stands in a corrected run's way
+        card = JobCard.load(run.private)
+        if card is None or not card.job:
             shutil.rmtree(run.path, ignore_errors=True)
         raise
-    finally:
-        client.close()
-
-
-def _nothing_opened(run: RunFolder) -> bool:
-    card = JobCard.load(run.private)
-    return card is None or not card.job
 
 
 def read_tables(config: TuneConfig) -> tuple[Table, Table, LabelSet]:

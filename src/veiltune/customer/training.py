@@ -198,13 +198,18 @@ class Trainer:
             seen[key] += 1
 
     def _learn(self, pending: PendingForward, values: Tensor | None, part: list[int], batch_size: int) -> float:
-        with repeatable_dropout(self._head_dropout, self.schedule.seed + 1, pending.step, pending.micro_batch):
-            outputs = pending.outputs(values)
-            logits = outputs if self._head is None else self._head(outputs)
+        logits = self._logits(pending.outputs(values), pending)
         labels = torch.tensor([self.examples.labels[i] for i in part])
         loss = corrected_cross_entropy(logits, labels, self._flip_matrix).sum() / batch_size
         loss.backward()
         return loss.item()
+
+    def _logits(self, outputs: Tensor, pending: PendingForward) -> Tensor:
+        if self._head is None:
+            return outputs
+        with repeatable_dropout(self._head_dropout, self.schedule.seed + 1, pending.step, pending.micro_batch):
+            logits: Tensor = self._head(outputs)
+        return logits
 
     def _save(self, step: int) -> None:
         """The customer's checkpoint first, the vendor's second: a step known to the vendor is known to both."""

@@ -33,11 +33,13 @@ class ResumableAdamW:
 
     def apply(self, *, learning_rate: float) -> None:
         """Updates the parameters from their gradients and clears those."""
+        self.step += 1
+        if not self._parameters:
+            return
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
         self._adamw.step()
         self.clear()
-        self.step += 1
 
     def clear(self) -> None:
         """Drops gathered gradients."""

@@ -72,6 +72,10 @@ class ReleaseLedger:
                 " num_tokens INTEGER NOT NULL, PRIMARY KEY (key, release)) WITHOUT ROWID"
             )
 
+    def close(self) -> None:
+        """Ends the connection, so that all is in the one database file."""
+        self._sql.close()
+
     def record(self, key: bytes, *, num_tokens: int, release: int) -> bool:
         """Counts one release; returns whether it is new. Call it before the first byte leaves."""
         return self.record_many([key], num_tokens=[num_tokens], release=release) == 1

@@ -41,6 +41,7 @@ class Limits:
 class RunningJob:
     """A job in memory."""
 
+    tenant: str
     slot: Slot
     upload: Upload
 
@@ -67,7 +68,7 @@ class LocalEngine:
         )
         if job.state == "ERASED":
             raise VendorRefusedError("the job was erased; start a new run")
-        known = self._load(job.id, spec)
+        known = self._load(job.id, tenant, spec)
         self._rewind(job.id, known.slot, set(request.customer_checkpoints))
         trainable, total = known.slot.num_parameters
         return pb.OpenJobReply(
@@ -80,17 +81,22 @@ class LocalEngine:
             base_digest=self.base.digest,
         )
 
+    def serves(self, tenant: str, job_id: str) -> bool:
+        """Whether the tenant's job is in memory; cheap, and safe from any thread."""
+        known = self._running.get(job_id)
+        return known is not None and known.tenant == tenant
+
     def running(self, tenant: str, job_id: str) -> RunningJob:
         """The tenant's job, loaded if this process has not served it yet (it then stands at its last checkpoint)."""
+        if self.serves(tenant, job_id):
+            return self._running[job_id]
         job = self.jobs.get(tenant=tenant, job_id=job_id)
         if job.state == "ERASED":
             raise VendorRefusedError("the job was erased")
-        known = self._running.get(job_id)
-        if known is None:
-            known = self._load(job_id, pb.JobSpec.FromString(job.spec))
-            steps = self.jobs.checkpoints(job_id)
-            if steps:
-                known.slot.restore(self.blobs.get(_checkpoint_name(job_id, steps[-1])))
+        known = self._load(job_id, tenant, pb.JobSpec.FromString(job.spec))
+        steps = self.jobs.checkpoints(job_id)
+        if steps:
+            known.slot.restore(self.blobs.get(_checkpoint_name(job_id, steps[-1])))
         return known
 
     def forget(self, job_id: str) -> None:
@@ -139,10 +145,10 @@ class LocalEngine:
             self.write_bottom(request, root)
             return [(path.name, path.read_bytes()) for path in sorted(root.iterdir())]
 
-    def _load(self, job_id: str, spec: pb.JobSpec) -> RunningJob:
+    def _load(self, job_id: str, tenant: str, spec: pb.JobSpec) -> RunningJob:
         if job_id not in self._running:
             upload = Upload(job_id, jobs=self.jobs, blobs=self.blobs)
-            self._running[job_id] = RunningJob(Slot(self.base, spec), upload)
+            self._running[job_id] = RunningJob(tenant, Slot(self.base, spec), upload)
         return self._running[job_id]
 
     def _rewind(self, job_id: str, slot: Slot, customer: set[int]) -> None:

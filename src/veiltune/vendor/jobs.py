@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import alembic.command
 import alembic.config
-from sqlalchemy import Engine, create_engine, delete, event, func, select
+from sqlalchemy import Engine, create_engine, delete, event, func, insert, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -21,6 +21,16 @@ from veiltune.errors import ProtocolError, StorageError, VendorRefusedError
 from veiltune.vendor.schema import Audit, Call, Checkpoint, Job, UploadedChunk
 
 KEPT_CHECKPOINTS = 2
+_INSERT_CALL = insert(Call)  # the one statement of every training step: without the ORM it takes a third of the time
+
+
+class CallRecord(NamedTuple):
+    """A sequenced call that was carried out."""
+
+    job_id: str
+    seq: int
+    kind: str
+    payload_hash: bytes
 
 
 class JobStore:
@@ -74,9 +84,10 @@ class JobStore:
                 raise VendorRefusedError("no such job for this tenant; open the job again")
             return job
 
-    def record_call(self, job_id: str, seq: int, kind: str, payload_hash: bytes) -> None:
-        """Notes that a sequenced call was carried out. (job, seq) is unique, so a second one cannot be noted."""
-        self._add(Call(job_id=job_id, seq=seq, kind=kind, payload_hash=payload_hash))
+    def record_calls(self, calls: Sequence[CallRecord]) -> None:
+        """Notes that sequenced calls were carried out. (job, seq) is unique, so a second one cannot be noted."""
+        with _storage_errors(), self._engine.begin() as connection:
+            connection.execute(_INSERT_CALL, [call._asdict() for call in calls])
 
     def next_seq(self, job_id: str) -> int:
         """One more than the largest seq carried out; numbers are never used again, not even after a rewind."""
@@ -135,11 +146,8 @@ class JobStore:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Session]:
-        try:
-            with self._session() as session, session.begin():
-                yield session
-        except OperationalError as error:
-            raise StorageError(f"cannot write the job database: {error.orig}") from error
+        with _storage_errors(), self._session() as session, session.begin():
+            yield session
 
     def _add(self, row: Any) -> None:
         with self._transaction() as session:
@@ -148,6 +156,14 @@ class JobStore:
     @staticmethod
     def _steps(session: Session, job_id: str) -> list[int]:
         return sorted(session.scalars(select(Checkpoint.step).where(Checkpoint.job_id == job_id)))
+
+
+@contextlib.contextmanager
+def _storage_errors() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        raise StorageError(f"cannot write the job database: {error.orig}") from error
 
 
 def migrate(engine: Engine) -> None:

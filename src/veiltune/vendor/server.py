@@ -9,10 +9,12 @@ from pathlib import Path
 
 import grpc
 import torch
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from veiltune.config import VendorConfig
-from veiltune.errors import ConfigError, VendorUnreachableError
+from veiltune.errors import ConfigError, StorageError, VendorUnreachableError
 from veiltune.models.loading import BaseModel, load_base
+from veiltune.runs import storage_errors
 from veiltune.vendor.engine import Limits, LocalEngine
 from veiltune.vendor.jobs import JobStore
 from veiltune.vendor.service import VendorService
@@ -28,13 +30,15 @@ SHUTDOWN_GRACE_SECONDS = 5.0
 def make_engine(config: VendorConfig) -> LocalEngine:
     """Loads the base model and opens the job store of a vendor's state folder."""
     state = Path(config.state)
-    state.mkdir(parents=True, exist_ok=True)
+    with storage_errors(state):
+        state.mkdir(parents=True, exist_ok=True)
     if config.threads:
         torch.set_num_threads(config.threads)
+    jobs, blobs = _stores(config, state.resolve())
     return LocalEngine(
         _on_device(load_base(config.model), config.device),
-        jobs=JobStore(config.database or f"sqlite:///{state.resolve() / 'jobs.sqlite'}"),
-        blobs=BlobStore(config.blobs or str(state.resolve() / "blobs")),
+        jobs=jobs,
+        blobs=blobs,
         limits=Limits(
             max_jobs=config.max_jobs_per_tenant, max_cut_layer=config.max_cut_layer, norm_bound=config.norm_bound
         ),
@@ -89,6 +93,16 @@ async def serve(config: VendorConfig, *, ready_file: Path | None = None) -> None
     await server.stop(SHUTDOWN_GRACE_SECONDS)
     engine.jobs.close()
     log.info("stopped; jobs resume at their last checkpoint")
+
+
+def _stores(config: VendorConfig, state: Path) -> tuple[JobStore, BlobStore]:
+    try:
+        blobs = BlobStore(config.blobs or str(state / "blobs"))
+        return JobStore(config.database or f"sqlite:///{state / 'jobs.sqlite'}"), blobs
+    except DBAPIError as error:
+        raise StorageError(f"cannot open the job database: {error.orig}") from error
+    except (ValueError, ImportError, SQLAlchemyError) as error:  # never the URL itself: it may hold a password
+        raise ConfigError(f"database or blobs names no store that can be opened ({type(error).__name__})") from error
 
 
 def _on_device(base: BaseModel, device: str) -> BaseModel:

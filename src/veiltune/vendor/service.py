@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 
 from veiltune.errors import InputError, ProtocolError, StorageError, VeiltuneError, VendorRefusedError
 from veiltune.vendor.engine import LocalEngine
+from veiltune.vendor.jobs import CallRecord
 from veiltune.vendor.sequencer import SeqGapError, Sequencer, UsedSeqError
 from veiltune.vendor.slots import StepMismatchError
 from veiltune.wire import veiltune_pb2 as pb
@@ -54,6 +55,7 @@ class VendorService(rpc.VendorServicer):
         self._engine = engine
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._sequencers: dict[str, Sequencer[Any]] = {}
+        self._unrecorded: dict[str, list[CallRecord]] = {}
 
     async def OpenJob(self, request: pb.OpenJobRequest, context: Any) -> pb.OpenJobReply:
         """Creates or resumes a job."""
@@ -61,6 +63,8 @@ class VendorService(rpc.VendorServicer):
         async def work() -> pb.OpenJobReply:
             tenant = tenant_of(context)
             reply = await self._in_worker(lambda: self._engine.open_job(tenant, request))
+            known = self._sequencers.get(reply.job)
+            reply.next_seq = max(reply.next_seq, known.next_seq if known else 0)
             self._sequencers[reply.job] = Sequencer(reply.next_seq)
             log.info("job %s of tenant %s: opened at step %d", reply.job, tenant, reply.step)
             return reply
@@ -200,17 +204,13 @@ class VendorService(rpc.VendorServicer):
     async def _sequenced(self, context: Any, kind: str, request: Any, work: Callable[[str], T]) -> T:
         async def ordered() -> T:
             tenant = tenant_of(context)
-            self._engine.jobs.get(tenant=tenant, job_id=request.job)
+            if not self._engine.serves(tenant, request.job):  # refuses strangers before they get a turn
+                await self._in_worker(lambda: self._engine.running(tenant, request.job))
             payload_hash = _hash(request)
 
             def carry_out() -> T:
                 reply = work(tenant)
-                try:
-                    self._engine.jobs.record_call(request.job, request.seq, kind, payload_hash)
-                except StorageError:
-                    self._engine.forget(request.job)  # done but not recorded: never let a retry do it twice
-                    self._sequencers.pop(request.job, None)
-                    raise
+                self._record(CallRecord(request.job, request.seq, kind, payload_hash))
                 return reply
 
             sequencer = self._sequencers.get(request.job)
@@ -220,6 +220,18 @@ class VendorService(rpc.VendorServicer):
             return reply
 
         return await _answer(context, ordered)
+
+    def _record(self, call: CallRecord) -> None:
+        """Notes a call; passes, which change only memory, are noted with the update that they belong to."""
+        self._unrecorded.setdefault(call.job_id, []).append(call)
+        if call.kind in ("forward", "backward"):
+            return
+        try:
+            self._engine.jobs.record_calls(self._unrecorded.pop(call.job_id))
+        except StorageError:
+            self._engine.forget(call.job_id)  # done but not recorded: never let a retry do it twice
+            self._sequencers.pop(call.job_id, None)
+            raise
 
     async def _in_worker(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)

@@ -27,7 +27,7 @@ MAX_IN_FLIGHT = 16
 
 
 class StepMismatchError(ProtocolError):
-    """The frame is for another step than the job stands at: one of the parties went back to a checkpoint."""
+    """The frame does not follow from where the job stands: one of the parties went back to a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,9 @@ class Slot:
         self.check_step(step)
         graph = self._graphs.get((step, micro_batch))
         if graph is None:
-            raise ProtocolError(f"no forward pass waits at step {step}, micro-batch {micro_batch}; send Forward first")
+            raise StepMismatchError(
+                f"no forward pass waits at step {step}, micro-batch {micro_batch}; send Forward first"
+            )
         if output_gradients.shape != graph.outputs.shape:
             expected, came = list(graph.outputs.shape), list(output_gradients.shape)
             raise ProtocolError(f"output gradients must have shape {expected}, got {came}")
