@@ -23,6 +23,7 @@ from veiltune.attacks.result import AttackResult
 from veiltune.config import TuneConfig, parse_config
 from veiltune.customer.batching import encode_texts
 from veiltune.customer.opening import make_releaser
+from veiltune.customer.prediction import predict
 from veiltune.customer.protection import run_secret
 from veiltune.customer.session import tune
 from veiltune.data.tables import read_table
@@ -48,6 +49,8 @@ def run_demo(folder: Path, *, seed: int, say: Callable[[str], None]) -> dict[str
             say(f"tuning MiniLM through the wire: {name}")
             config = _config(root, name, address, seed, privacy)
             columns[name] = _column(config, tune(config))
+        say("predicting the evaluation tickets again: known texts go out as the same bytes, no new release")
+        predict(Path(config.run), str(root / "data" / "eval.csv"), root / "predictions.csv")
     return {"columns": list(columns), "rows": _rows(list(columns.values())), "notes": _notes(root)}
 
 
@@ -147,7 +150,7 @@ def _rows(columns: list[dict[str, str]]) -> list[list[str]]:
 
 def _notes(root: Path) -> list[str]:
     return [
-        f"run folders: {root}",
+        f"run folders and predictions.csv: {root}",
         "customer alone: the accuracy of a small head on the customer's two blocks; nothing is sent for it.",
         f"empirical privacy: what ONE weak attacker (nearest neighbour, {ATTACKED_TEXTS} texts) got wrong, a share of"
         " tokens; a learned inverter gets more of them right.",

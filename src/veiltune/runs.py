@@ -25,7 +25,7 @@ _TEMPORARY = ".tmp-"
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turns an OSError of the body (disk full, no permission, not a folder) or SQLite's into a one-line StorageError."""
+    """Turns an OSError of the body (disk full, no permission) or SQLite's into a one-line StorageError."""
     try:
         yield
     except VeiltuneError:
