@@ -225,6 +225,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="several processes may share OUT")
     parser.add_argument("--sentences", type=int, help="training sentences; all 6 920 if not given")
     parser.add_argument("--from-end", action="store_true", help="last cell first, for a second process that shares OUT")
+    parser.add_argument("--clean", action="store_true", help="only the cells without noise, to compare with unsplit")
     parser.add_argument("--quick", action="store_true", help="one seed, one strength, 1 000 training sentences")
     arguments = parser.parse_args()
     out, quick = arguments.out, arguments.quick
@@ -236,6 +237,8 @@ def main() -> None:
     with vendor_process(vendor, log=vendor.with_suffix(".log"), say=print) as address:
         wanted = list(cells(arguments.seeds[: 1 if quick else None], quick=quick))
         for cell in reversed(wanted) if arguments.from_end else wanted:
+            if arguments.clean and (cell.noise_to_norm or cell.bottom in ("alone", "full")):
+                continue
             if cell in read_cells(ledger):
                 continue  # done by an earlier start, or by a process that shares OUT
             started = time.perf_counter()
