@@ -73,11 +73,11 @@ def cells(seeds: list[int], *, quick: bool) -> Iterator[Cell]:
                     yield Cell(cut, strength, cti, bottom, seed)
 
 
-def write_tables(data: Path, folder: Path, *, limit: int | None) -> dict[str, str]:
+def write_tables(data: Path, folder: Path, *, limit: int | None, eval_limit: int | None) -> dict[str, str]:
     """SST-2 sentences as JSONL; returns the [data] section."""
     folder.mkdir(parents=True, exist_ok=True)
     section = {}
-    for part, name, count in (("train", "stsa.binary.train", limit), ("eval", "stsa.binary.test", None)):
+    for part, name, count in (("train", "stsa.binary.train", limit), ("eval", "stsa.binary.test", eval_limit)):
         lines = (data / name).read_text(encoding="latin-1").splitlines()[:count]
         rows = [json.dumps({"text": line[2:], "label": line[0]}) for line in lines]
         (folder / f"{part}.jsonl").write_text("\n".join(rows) + "\n")
@@ -226,11 +226,15 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, help="training sentences; all 6 920 if not given")
     parser.add_argument("--from-end", action="store_true", help="last cell first, for a second process that shares OUT")
     parser.add_argument("--clean", action="store_true", help="only the cells without noise, to compare with unsplit")
-    parser.add_argument("--quick", action="store_true", help="one seed, one strength, 1 000 training sentences")
+    parser.add_argument(
+        "--quick", action="store_true", help="one seed, one strength, 800 training and 600 test sentences"
+    )
     arguments = parser.parse_args()
     out, quick = arguments.out, arguments.quick
     torch.set_num_threads(1)
-    section = write_tables(arguments.data, out / "data", limit=1000 if quick else arguments.sentences)
+    section = write_tables(
+        arguments.data, out / "data", limit=800 if quick else arguments.sentences, eval_limit=600 if quick else None
+    )
     ledger = out / "cells.jsonl"
     ledger.touch()
     vendor = out / f"vendor-{time.time_ns()}"
@@ -267,7 +271,7 @@ def main() -> None:
             {
                 "bench": "sap_table",
                 "quick": quick,
-                "sentences": arguments.sentences or 6920,
+                "sentences": 800 if quick else arguments.sentences or 6920,
                 "train": TRAIN,
                 "split_minus_unsplit_points": gaps,
                 "rows": rows,

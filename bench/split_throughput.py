@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--data", help="folder of SST-2 (stsa.binary.*); synthetic tickets if not given")
     parser.add_argument("--examples", type=int, default=1600)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     arguments = parser.parse_args()
     split, unsplit = [], []
     with tempfile.TemporaryDirectory() as folder:

@@ -144,6 +144,14 @@ def test_a_bad_table(command: Callable[..., Ended], config: Path, name: str) -> 
     assert nothing_made(config)
 
 
+@pytest.mark.parametrize("cut_layer", [0, 1])
+def test_a_text_longer_than_the_model(command: Callable[..., Ended], config: Path, cut_layer: int) -> None:
+    write_csv(config.parent / "eval.csv", ["ab", "w" * 99], ["calm", "loud"])
+    settings = ("--set", "data.max_length=200", "--set", f"split.cut_layer={cut_layer}")
+    command("tune", config, *settings).refused(2, "a text has 101 tokens, the model takes 64; lower data.max_length")
+    assert nothing_made(config)
+
+
 def test_an_expired_certificate(
     command: Callable[..., Ended], config: Path, vendor: Vendor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,11 +303,15 @@ def test_models_lists_what_fits(command: Callable[..., Ended]) -> None:
 
 def test_vendor_folder(command: Callable[..., Ended], tmp_path: Path) -> None:
     state = tmp_path / "vendor"
+    command("vendor", "init", "--state", state, "--host", "two words").refused(2, "a host must be a name")
+    command("vendor", "init", "--state", state, "--address", "nowhere").refused(2, "address must be host:port")
+    assert not state.exists()
     assert command("vendor", "init", "--state", state).code == 0
     before = digests(state)
     command("vendor", "init", "--state", state).refused(2, "exists and is not overwritten")
     command("vendor", "tenant", "add", "Acme Ltd", "--state", state).refused(2, "a tenant's name must be")
-    assert digests(state) == before
+    command("vendor", "tenant", "add", "acme", "--days", 10**7, "--state", state).refused(2, "valid_days must be in")
+    assert digests(state) == before and not (state / "tenants").exists()
     assert command("vendor", "tenant", "add", "acme", "--state", state).code == 0
     command("vendor", "tenant", "add", "acme", "--state", state).refused(2, "exists and is not overwritten")
     serve = ("vendor", "serve", state / "vendor.toml", "--set")

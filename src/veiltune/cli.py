@@ -142,11 +142,13 @@ def vendor_init(
     """Make the vendor's folder: a certificate authority, the server's certificate and vendor.toml."""
     from veiltune.config import VendorConfig, dump_toml, parse_config
     from veiltune.runs import atomic_write_bytes
-    from veiltune.vendor.pki import create_authority, issue_server
+    from veiltune.vendor.pki import create_authority, issue_server, server_names
 
+    hosts = host or ["localhost", "127.0.0.1"]
+    server_names(hosts)  # refused before anything is written
     config = parse_config(VendorConfig, {"model": model, "address": address, "state": str(state)})
     create_authority(state)
-    issue_server(state, host or ["localhost", "127.0.0.1"])
+    issue_server(state, hosts)
     atomic_write_bytes(state / "vendor.toml", dump_toml(config).encode())
     typer.echo(f"{state} is ready: add a customer with `veiltune vendor tenant add NAME --state {state}`,")
     typer.echo(f"then start with `veiltune vendor serve {state / 'vendor.toml'}`")

@@ -231,7 +231,7 @@ class VendorConfig(_Section):
     """fsspec URL of uploads and checkpoints; empty: the state folder"""
     plaintext: bool = False
     """no TLS and no tenants; possible only on the loopback interface"""
-    max_jobs_per_tenant: Count = 4
+    max_jobs_per_tenant: Count = 16
     """unfinished jobs that one tenant may have"""
     max_cut_layer: Annotated[int, Field(ge=0)] | None = None
     """blocks that may be disclosed; None: all"""

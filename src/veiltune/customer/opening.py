@@ -14,12 +14,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from veiltune.config import TuneConfig
+from veiltune.customer.batching import encode_texts
 from veiltune.customer.outbox import Outbox
 from veiltune.customer.protection import privatizer_for, reference_norm
 from veiltune.customer.releasing import Releaser
 from veiltune.customer.remote import VendorClient
+from veiltune.errors import DataError
 from veiltune.models.adapters import attach_peft, trainable_parameters
 from veiltune.models.bundle import Bundle, read_bundle
+from veiltune.models.families import longest_sequence
 from veiltune.models.optim import ResumableAdamW
 from veiltune.privatize.importance import ContributingTokens
 from veiltune.privatize.release import ReleaseLedger
@@ -105,6 +108,19 @@ def make_releaser(config: TuneConfig, bundle: Bundle, run: RunFolder, secret: by
         reference_norm=norm,
         autocast=config.train.precision == "bf16",
     )
+
+
+def encode(config: TuneConfig, bundle: Bundle, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text as the config wants them.
+
+    Raises:
+        DataError: If one is longer than the model has positions for.
+    """
+    encoded = encode_texts(bundle.tokenizer, texts, max_length=config.data.max_length, pad_to=config.wire.pad_to)
+    longest, room = max(map(len, encoded)), longest_sequence(bundle.bottom.config)
+    if longest > room:
+        raise DataError(f"a text has {longest} tokens, the model takes {room}; lower data.max_length or wire.pad_to")
+    return encoded
 
 
 def local_optimizer(config: TuneConfig, bundle: Bundle) -> ResumableAdamW:

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from veiltune.config import TuneConfig, load_config
-from veiltune.customer.batching import encode_texts
 from veiltune.customer.evaluation import predict_logits
-from veiltune.customer.opening import JobCard, connect, fetch_bundle, local_optimizer, make_releaser
+from veiltune.customer.opening import JobCard, connect, encode, fetch_bundle, local_optimizer, make_releaser
 from veiltune.customer.protection import run_secret, statement
 from veiltune.customer.remote import RemoteJob
 from veiltune.customer.reporting import Reporter
@@ -69,7 +68,7 @@ def _predict(config: TuneConfig, run: RunFolder, card: JobCard, texts: Sequence[
         local_optimizer(config, bundle).restore(
             load_file(run.private / "checkpoints" / f"{steps[-1]:08d}.safetensors") if steps else None
         )
-        token_ids = encode_texts(bundle.tokenizer, texts, max_length=config.data.max_length, pad_to=config.wire.pad_to)
+        token_ids = encode(config, bundle, texts)
         reporter.phase("predict", len(token_ids))
         job = RemoteJob(client, card.job, next_seq=0)
         logits = predict_logits(job, releaser, bundle.head, token_ids, part="inference", progress=reporter.advance)

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from veiltune.config import TuneConfig, dump_toml
 from veiltune.customer.baseline import customer_alone_utility
-from veiltune.customer.batching import encode_texts
 from veiltune.customer.evaluation import accuracy, predict_logits
-from veiltune.customer.opening import JobCard, connect, fetch_bundle, job_spec, local_optimizer, make_releaser
+from veiltune.customer.opening import JobCard, connect, encode, fetch_bundle, job_spec, local_optimizer, make_releaser
 from veiltune.customer.protection import contributing_tokens, protect_labels, run_secret, statement
 from veiltune.customer.releasing import Releaser
 from veiltune.customer.remote import JobRewoundError, RemoteJob, VendorClient, ragged
@@ -155,19 +154,11 @@ class _Session:
         return summary
 
     def _encode(self) -> _Data:
-        def ids(table: Table) -> list[list[int]]:
-            return encode_texts(
-                self.bundle.tokenizer,
-                table.texts,
-                max_length=self.config.data.max_length,
-                pad_to=self.config.wire.pad_to,
-            )
-
-        train_ids = ids(self.train_table)
+        train_ids = encode(self.config, self.bundle, self.train_table.texts)
         return _Data(
             train_ids,
             self.label_set.encode(self.train_table.labels or []),
-            ids(self.eval_table),
+            encode(self.config, self.bundle, self.eval_table.texts),
             self.label_set.encode(self.eval_table.labels or []),
             [self.releaser.key(sequence) for sequence in train_ids],
         )

@@ -151,3 +151,14 @@ def family_of(config: PreTrainedConfig) -> Family:
     if not family.causal and getattr(config, "is_decoder", False):
         raise UnsupportedModelError(f"{config.model_type} with is_decoder=True is not supported; set is_decoder=False")
     return family
+
+
+def longest_sequence(config: PreTrainedConfig) -> int:
+    """How many tokens a model has positions for.
+
+    >>> from transformers import RobertaConfig
+    >>> longest_sequence(RobertaConfig(max_position_embeddings=514, pad_token_id=1))
+    512
+    """
+    unused = (config.pad_token_id or 0) + 1 if family_of(config).positions_from_mask else 0
+    return int(config.max_position_embeddings) - unused

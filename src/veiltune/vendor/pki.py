@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from veiltune._validate import positive_int
+from veiltune._validate import in_range, positive_int
 from veiltune.errors import InputError
 from veiltune.runs import atomic_write_bytes, private_folder
 from veiltune.wire.credentials import USAGES, Role, read_certificate
@@ -68,9 +68,18 @@ def issue_server(folder: str | Path, hosts: Sequence[str], *, valid_days: int = 
         InputError: If there is no authority, no host, or a certificate already.
         StorageError: If the folder cannot be written.
     """
+    return _issue(Path(folder), "server", "server", SERVER_NAME, server_names(hosts), valid_days)
+
+
+def server_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
+    """The hosts as a certificate names them.
+
+    Raises:
+        InputError: If there is none, or one is neither a name nor an IP address.
+    """
     if not hosts:
         raise InputError("hosts must name at least one host or IP address under which customers reach the server")
-    return _issue(Path(folder), "server", "server", SERVER_NAME, [_host(host) for host in hosts], valid_days)
+    return [_host(host) for host in hosts]
 
 
 def issue_tenant(folder: str | Path, name: str, *, valid_days: int = 90) -> Path:
@@ -117,7 +126,7 @@ def _issue(
     valid_days: int,
 ) -> Path:
     signing_key, signer = _read_authority(authority)
-    folder = private_folder(authority / subfolder)
+    folder = authority / subfolder
     _refuse_existing(folder / f"{role}.key", folder / f"{role}.crt")
     key = ec.generate_private_key(ec.SECP256R1())
     builder = _builder(name, AUTHORITY_NAME, key.public_key(), valid_days)
@@ -128,12 +137,14 @@ def _issue(
     builder = builder.add_extension(
         x509.AuthorityKeyIdentifier.from_issuer_public_key(signing_key.public_key()), critical=False
     )
+    private_folder(folder)
     atomic_write_bytes(folder / "ca.crt", signer.public_bytes(Encoding.PEM))
     _write_pair(folder, role, key, builder.sign(signing_key, hashes.SHA256()))
     return folder
 
 
 def _builder(name: str, issuer: str, key: ec.EllipticCurvePublicKey, valid_days: int) -> x509.CertificateBuilder:
+    in_range(1, 36_500, valid_days=positive_int(valid_days=valid_days))
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
@@ -142,7 +153,7 @@ def _builder(name: str, issuer: str, key: ec.EllipticCurvePublicKey, valid_days:
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _CLOCK_SKEW)
-        .not_valid_after(now + timedelta(days=positive_int(valid_days=valid_days)))
+        .not_valid_after(now + timedelta(days=valid_days))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 
