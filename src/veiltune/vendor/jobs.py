@@ -63,7 +63,7 @@ class JobStore:
             )
             if unfinished is not None and unfinished >= max_jobs:
                 raise VendorRefusedError(
-                    f"tenant has {unfinished} unfinished jobs, the limit is {max_jobs}; finish one with its `veiltune tune`"
+                    f"tenant has {unfinished} unfinished jobs, the limit is {max_jobs}; finish one with `veiltune tune`"
                 )
             job = Job(
                 id=secrets.token_hex(8), tenant=tenant, key=key, spec=spec, base_digest=base_digest, state="RUNNING"
