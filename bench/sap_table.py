@@ -260,7 +260,7 @@ def main() -> None:
     rows = summarise(list(read_cells(ledger).values()))
     print_table(rows)
     gaps = [
-        100 * (split["ua"] - whole["ua"])
+        round(100 * (split["ua"] - whole["ua"]), 2)
         for split in rows
         for whole in rows
         if (split["bottom"], split["noise_to_norm"], whole["bottom"]) == ("frozen", 0.0, "unsplit")
