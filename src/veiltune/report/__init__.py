@@ -1,0 +1,1 @@
+"""The report: run folders to one HTML file that stands alone."""
