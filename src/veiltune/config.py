@@ -124,6 +124,8 @@ class PrivacySection(_Section):
     """disclosed: the output gradients give every label away"""
     label_epsilon: Positive = 3.0
     """of randomised response, for each label"""
+    keep_releases: bool = True
+    """of a trainable bottom: keep all of them in the outbox for the audit; false keeps what a resumption needs"""
 
     @model_validator(mode="after")
     def _exactly_one_strength(self) -> Self:

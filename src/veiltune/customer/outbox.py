@@ -7,7 +7,7 @@ in SQLite finds a release by its keyed hash; neither holds text or token ids.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class Released:
 
 
 class Outbox:
-    """The releases of one run, by key (frozen bottom, inference) or by step (trainable bottom)."""
+    """The releases of one run, by key (frozen bottom, inference) or by step (trainable bottom), and first gradients."""
 
     def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
         self._folder, self._sql = folder, connection
@@ -83,6 +83,21 @@ class Outbox:
     def add_step(self, step: int, micro_batch: int, released: Released) -> None:
         """Keeps a micro-batch's release until no resumption can ask for it again."""
         _write(self._step(step, micro_batch), released)
+
+    def steps(self) -> Iterator[tuple[int, int, Released]]:
+        """Step, micro-batch and release of everything that is kept of a trainable bottom, in order."""
+        for path in sorted(self._folder.glob("step-*.safetensors")):
+            _, step, micro_batch = path.stem.split("-")
+            yield int(step), int(micro_batch), _read(path)
+
+    def add_gradients(self, step: int, gradients: Mapping[str, Tensor]) -> None:
+        """Keeps the gradients that crossed the wire from `step` to the next checkpoint, for the audit."""
+        tensors = {name: tensor.contiguous() for name, tensor in gradients.items()}
+        atomic_write_bytes(self._folder / f"gradients-{step:08d}.safetensors", save(tensors))
+
+    def gradients(self) -> list[dict[str, Tensor]]:
+        """What `add_gradients` kept, in order."""
+        return [load_file(path) for path in sorted(self._folder.glob("gradients-*.safetensors"))]
 
     def forget_steps(self, before: int) -> None:
         """Drops the releases of steps before a checkpoint that both parties hold."""

@@ -281,6 +281,7 @@ class _Session:
             head=self.bundle.head,
             local=self.local,
             checkpoints=self._checkpoints(),
+            keep_releases=self.config.privacy.keep_releases,
         )
 
     def _upload(self, job: RemoteJob, uploaded_rows: int) -> None:
@@ -336,6 +337,7 @@ class _Session:
         logits = predict_logits(
             job, self.releaser, self.bundle.head, self.data.eval_ids, part=INFERENCE, progress=self.reporter.advance
         )
+        atomic_write_bytes(self.run.private / "answers.safetensors", save({"logits": logits.contiguous()}))
         return accuracy(logits, torch.tensor(self.data.eval_labels))
 
     def _write_privacy(self) -> None:

@@ -83,10 +83,12 @@ class Trainer:
         head: nn.Module | None,
         local: ResumableAdamW,
         checkpoints: Path,
+        keep_releases: bool = True,
     ) -> None:
         self.job, self.releaser, self.examples, self.schedule = job, releaser, examples, schedule
         self._flip_matrix, self._head, self._local = flip_matrix, head, local
-        self._checkpoints = checkpoints
+        self._checkpoints, self._keep_releases = checkpoints, keep_releases
+        self._seen: list[tuple[int, dict[str, Tensor]]] = []  # gradients of the first epoch, since the last checkpoint
         self._bottom_dropout = use_fast_dropout(releaser.bottom)
         self._head_dropout = MaskSource() if head is None else use_fast_dropout(head)
         self._lengths = [len(ids) for ids in examples.token_ids]
@@ -198,10 +200,16 @@ class Trainer:
             seen[key] += 1
 
     def _learn(self, pending: PendingForward, values: Tensor | None, part: list[int], batch_size: int) -> float:
-        logits = self._logits(pending.outputs(values), pending)
+        outputs = pending.outputs(values)
+        outputs.retain_grad()
+        if values is not None:
+            values.retain_grad()
         labels = torch.tensor([self.examples.labels[i] for i in part])
+        logits = self._logits(outputs, pending)
         loss = corrected_cross_entropy(logits, labels, self._flip_matrix).sum() / batch_size
         loss.backward()
+        if pending.step < self._per_epoch:
+            self._seen.append((pending.step, _gradients(part, outputs, values)))
         return loss.item()
 
     def _logits(self, outputs: Tensor, pending: PendingForward) -> Tensor:
@@ -214,14 +222,33 @@ class Trainer:
     def _save(self, step: int) -> None:
         """The customer's checkpoint first, the vendor's second: a step known to the vendor is known to both."""
         atomic_write_bytes(self._checkpoint(step), save(self._local.state()))
+        self._keep_gradients()
         self.job.save(step)
         for old in self.checkpoints[:-KEPT_CHECKPOINTS]:
             with contextlib.suppress(FileNotFoundError):
                 self._checkpoint(old).unlink()
-        self.releaser.outbox.forget_steps(before=min(self.checkpoints))
+        if not self._keep_releases:
+            self.releaser.outbox.forget_steps(before=min(self.checkpoints))
+
+    def _keep_gradients(self) -> None:
+        if self._seen:
+            names = self._seen[0][1]
+            joined = {name: torch.cat([gradients[name] for _, gradients in self._seen]) for name in names}
+            self.releaser.outbox.add_gradients(self._seen[0][0], joined)
+            self._seen.clear()
 
     def _checkpoint(self, step: int) -> Path:
         return self._checkpoints / f"{step:08d}.safetensors"
+
+
+def _gradients(part: list[int], outputs: Tensor, values: Tensor | None) -> dict[str, Tensor]:
+    """What crossed the wire for a micro-batch: (B, .) output gradients and, if the bottom trains, (N, H) cut ones."""
+    assert outputs.grad is not None
+    seen = {"examples": torch.tensor(part), "outputs": outputs.detach(), "output_gradients": outputs.grad}
+    if values is not None:
+        assert values.grad is not None
+        seen["cut_gradients"] = values.grad.bfloat16()  # half the disk; an attack loses nothing by it
+    return seen
 
 
 def checkpoint_steps(folder: Path) -> list[int]:

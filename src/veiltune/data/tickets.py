@@ -136,11 +136,12 @@ DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
 
 @dataclass(frozen=True)
 class Ticket:
-    """One row: the text, its topic (label) and its author's health condition (sensitive attribute)."""
+    """One row: the text, its topic (label), its author's health condition (sensitive attribute) and name."""
 
     text: str
     topic: str
     condition: str
+    person: str
 
 
 def make_tickets(count: int, *, seed: int) -> list[Ticket]:
@@ -161,7 +162,7 @@ def make_tickets(count: int, *, seed: int) -> list[Ticket]:
 
 
 def write_tickets(folder: str | Path, *, num_train: int, num_eval: int, seed: int) -> tuple[Path, Path]:
-    """Writes `train.csv` and `eval.csv` with the columns text, topic, condition; returns their paths.
+    """Writes `train.csv` and `eval.csv` with the columns text, topic, condition, person; returns their paths.
 
     Args:
         folder: Made if it is missing; files of those names are replaced.
@@ -193,7 +194,7 @@ def _ticket(fake: Faker, rng: random.Random) -> Ticket:
     sentences = [rng.choice(OPENINGS), *middle, rng.choice(CLOSINGS)]
     person = _person(fake, rng)
     filled = [s.format(product=rng.choice(PRODUCTS), **person) for s in sentences if s]
-    return Ticket(" ".join(s[0].upper() + s[1:] for s in filled), topic, condition)
+    return Ticket(" ".join(s[0].upper() + s[1:] for s in filled), topic, condition, person["name"])
 
 
 def _problem(rng: random.Random) -> tuple[str, str]:
