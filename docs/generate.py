@@ -6,11 +6,13 @@ A page calls one function from a comment, ``[[[cog import generate; cog.outl(gen
 from __future__ import annotations
 
 import html
+import json
 import re
 import subprocess
 import sys
 from typing import Any
 
+from veiltune.audit.record import AttackRecord
 from veiltune.config import TuneConfig, VendorConfig
 
 _COMMAND_LISTS = re.compile(r"\*\*Commands\*\*:\n\n(?:\* .*\n)+\n")  # they cut every sentence short
@@ -52,6 +54,11 @@ def vendor_keys() -> str:
     return _table(schema["properties"], schema.get("required", []))
 
 
+def attack_schema() -> str:
+    """The JSON schema of attacks.json."""
+    return json.dumps(AttackRecord.model_json_schema(), indent=1, sort_keys=True) + "\n"
+
+
 def _table(fields: dict[str, dict[str, Any]], required: list[str]) -> str:
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, field in fields.items():
@@ -76,3 +83,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
+
+
+if __name__ == "__main__":
+    print(attack_schema(), end="")

@@ -12,8 +12,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from veiltune.attacks import inversion
-from veiltune.attacks.inversion import invert_by_nearest_embedding, score_token_recovery
+from veiltune.attacks.inversion import (
+    invert_by_map,
+    invert_by_nearest_embedding,
+    rank_candidates,
+    score_token_recovery,
+    token_hits,
+    unigram_log_prior,
+)
 from veiltune.attacks.result import AttackResult
+from veiltune.attacks.sequences import batches_by_length, bootstrap_by_text, pad_texts, rouge_l, rows_of
 from veiltune.errors import InputError
 from veiltune.privatize.noise import sample_d_chi_noise
 
@@ -111,6 +119,136 @@ def test_unusable_arguments_are_refused(vocabulary: torch.Tensor) -> None:
         score_token_recovery(torch.zeros(VOCAB, 1, dtype=torch.long), torch.arange(3))
     with pytest.raises(InputError, match="trials at least 1"):
         score_token_recovery(torch.zeros(0, 1, dtype=torch.long), torch.arange(0))
+
+
+# --- with a prior -----------------------------------------------------------------------------------------------------
+
+
+def slow_scores(
+    vector: torch.Tensor, vocabulary: torch.Tensor, log_prior: torch.Tensor, **strength: float
+) -> list[float]:
+    scores = []
+    for row, prior in zip(vocabulary.tolist(), log_prior.tolist(), strict=True):
+        square = sum((a - b) ** 2 for a, b in zip(vector.tolist(), row, strict=True))
+        eta, sigma = strength.get("eta"), strength.get("sigma")
+        scores.append(prior - (eta * square**0.5 if eta is not None else square / (2 * (sigma or 1.0) ** 2)))
+    return scores
+
+
+@pytest.mark.parametrize("strength", [{"eta": 3.0}, {"sigma": 0.7}])
+@pytest.mark.parametrize("block", [2**24, 7 * VOCAB])
+def test_map_equals_the_slow_twin(
+    monkeypatch: pytest.MonkeyPatch,
+    vocabulary: torch.Tensor,
+    secret: torch.Tensor,
+    strength: dict[str, float],
+    block: int,
+) -> None:
+    monkeypatch.setattr(inversion, "_BLOCK", block)
+    seen, log_prior = noised(vocabulary, secret[:30], eta=3.0), unigram_log_prior(secret**2 // VOCAB, VOCAB)
+    guesses = invert_by_map(seen, vocabulary, log_prior=log_prior, top_k=4, **strength)
+    slow = torch.tensor([slow_scores(vector, vocabulary, log_prior, **strength) for vector in seen])
+    ids, scores = rank_candidates(seen, vocabulary, log_prior=log_prior, top_k=4, **strength)
+    assert torch.equal(guesses, slow.topk(4).indices)
+    assert torch.equal(ids, guesses)
+    torch.testing.assert_close(scores, slow.topk(4).values, rtol=1e-4, atol=1e-4)
+    flat = torch.tensor([slow_scores(vector, vocabulary, 0 * log_prior, **strength) for vector in seen])
+    torch.testing.assert_close(
+        rank_candidates(seen, vocabulary, top_k=4, **strength)[1], flat.topk(4).values, rtol=1e-4, atol=1e-4
+    )
+    assert not torch.equal(guesses, flat.topk(4).indices)  # planted: without the prior
+
+
+def test_the_prior_helps_where_tokens_are_uneven(vocabulary: torch.Tensor) -> None:
+    rates = 1 / torch.arange(1.0, VOCAB + 1)
+    public, secret = torch.multinomial(rates, 6000, True, generator=torch.Generator().manual_seed(3)).split(3000)
+    seen = noised(vocabulary, secret, eta=2.0)
+    nearest = score_token_recovery(invert_by_nearest_embedding(seen, vocabulary), secret).success_rate
+    prior = unigram_log_prior(public, VOCAB)
+    assert score_token_recovery(invert_by_map(seen, vocabulary, log_prior=prior, eta=2.0), secret).success_rate > (
+        nearest + 0.05
+    )
+    wrong = prior.flip(0)  # planted
+    assert (
+        score_token_recovery(invert_by_map(seen, vocabulary, log_prior=wrong, eta=2.0), secret).success_rate < nearest
+    )
+
+
+def test_unigram_prior_is_a_distribution() -> None:
+    prior = unigram_log_prior(torch.tensor([1, 1, 3]), 5, smoothing=0.5)
+    assert prior.exp().tolist() == pytest.approx([0.5 / 5.5, 2.5 / 5.5, 0.5 / 5.5, 1.5 / 5.5, 0.5 / 5.5])
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_unusable_priors_are_refused(vocabulary: torch.Tensor) -> None:
+    prior = torch.zeros(VOCAB)
+    for strength in ({}, {"eta": 1.0, "sigma": 1.0}):
+        with pytest.raises(InputError, match="exactly one of eta"):
+            invert_by_map(vocabulary, vocabulary, log_prior=prior, **strength)
+    with pytest.raises(InputError, match="log_prior must have 60 entries"):
+        invert_by_map(vocabulary, vocabulary, log_prior=prior[:3], eta=1.0)
+    with pytest.raises(InputError, match="eta must be positive"):
+        invert_by_map(vocabulary, vocabulary, log_prior=prior, eta=0.0)
+    with pytest.raises(InputError, match=r"token_ids must be in \[0, 3\)"):
+        unigram_log_prior(torch.tensor([3]), 3)
+
+
+# --- whole texts ------------------------------------------------------------------------------------------------------
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12), room=st.integers(1, 30))
+def test_batches_hold_every_text_once_and_give_the_rows_back(lengths: list[int], room: int) -> None:
+    flat = torch.arange(sum(lengths))
+    groups = batches_by_length(lengths, room)
+    assert sorted(text for group in groups for text in group) == list(range(len(lengths)))
+    for group in groups:
+        sizes = [lengths[text] for text in group]
+        assert len(group) == 1 or max(sizes) * len(sizes) <= room
+        rows = rows_of(lengths, group)
+        batch, mask = pad_texts(flat[rows], sizes)
+        assert mask.sum(1).tolist() == sizes
+        assert batch[mask].tolist() == [i for text in group for i in flat.split(lengths)[text].tolist()]
+
+
+def slow_common(a: list[int], b: list[int]) -> int:
+    table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            table[i + 1][j + 1] = table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+    return table[-1][-1]
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=12), min_size=1, max_size=5))
+def test_rouge_equals_the_slow_twin(texts: list[list[tuple[int, int]]]) -> None:
+    lengths = [len(text) for text in texts]
+    flat = torch.tensor([pair for text in texts for pair in text], dtype=torch.long).reshape(-1, 2)
+    if not len(flat):
+        with pytest.raises(InputError, match="size above 0"):
+            rouge_l(flat[:, 0], flat[:, 1], lengths)
+        return
+    shares = [slow_common([a for a, _ in text], [b for _, b in text]) / len(text) for text in texts if text]
+    assert rouge_l(flat[:, 0], flat[:, 1], lengths) == pytest.approx(sum(shares) / len(shares))
+
+
+def test_bootstrap_covers_where_tokens_of_a_text_stand_and_fall_together() -> None:
+    generator, lengths = torch.Generator().manual_seed(0), [10] * 60
+    ours, naive, rounds = 0, 0, 200
+    for number in range(rounds):
+        texts = (torch.rand(60, generator=generator) < 0.4).repeat_interleave(10)
+        low, high = bootstrap_by_text(texts, lengths, seed=number, resamples=400)
+        ours += low <= 0.4 <= high
+        low, high = AttackResult(name="a", successes=int(texts.sum()), trials=600).interval()
+        naive += low <= 0.4 <= high  # planted: tokens taken as independent
+    assert stats.binomtest(ours, rounds, 0.95).pvalue > 0.001
+    assert naive / rounds < 0.7
+
+
+def test_bootstrap_equals_the_slow_twin_in_the_mean_and_weighs_texts_by_length() -> None:
+    hits, lengths = torch.tensor([True] * 8 + [False] * 2), [8, 0, 2]
+    low, high = bootstrap_by_text(hits, lengths, seed=1)
+    assert (low, high) == (0.0, 1.0)
+    assert bootstrap_by_text(hits, lengths, seed=1) == bootstrap_by_text(hits, lengths, seed=1)
+    assert token_hits(torch.tensor([[1, 2], [3, 4]]), torch.tensor([2, 5])).tolist() == [True, False]
 
 
 # --- the score --------------------------------------------------------------------------------------------------------

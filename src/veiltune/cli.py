@@ -70,6 +70,9 @@ def tune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be released and trained; send nothing.")
     ] = False,
+    no_baseline: Annotated[
+        bool, typer.Option("--no-baseline", help="Do not train the customer-alone head to compare with.")
+    ] = False,
 ) -> None:
     """Fine-tune the vendor's model on text that the vendor never sees, and write one run folder.
 
@@ -78,7 +81,8 @@ def tune(
     from veiltune.config import TuneConfig, load_config
     from veiltune.terminal import TerminalReporter, print_plan, print_summary, stop_on_interrupt
 
-    settings = load_config(TuneConfig, config, overrides or [])
+    chosen = [*(overrides or []), *(["train.customer_alone=false"] if no_baseline else [])]
+    settings = load_config(TuneConfig, config, chosen)
     if dry_run:
         from veiltune.customer.planning import plan
 
@@ -108,13 +112,68 @@ def predict(
 
 
 @app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    public: Annotated[
+        str, typer.Option("--public", help="Public text to train attackers on: a .txt, a text a line, or a table.")
+    ],
+    preset: Annotated[str, typer.Option(help="quick (minutes), standard or full.")] = "standard",
+    public_column: Annotated[str, typer.Option(help="Column of the texts, if --public is a table.")] = "text",
+    attribute: Annotated[
+        str, typer.Option(help="Column of the training table with a sensitive attribute to infer.")
+    ] = "",
+    person: Annotated[str, typer.Option(help="Column that tells persons apart; without it, texts are split.")] = "",
+    personal_terms: Annotated[
+        str, typer.Option(help="File of names and other personal terms, one a line, to count apart.")
+    ] = "",
+    seed: Annotated[int, typer.Option(help="Of the sample and the attackers' training; never of noise.")] = 0,
+) -> None:
+    """Attack what a run really sent, with every attack there is, and write attacks.json into its folder.
+
+    Nothing is sent. The same command goes on where an interrupted one stopped.
+    """
+    from veiltune.audit.options import AuditOptions
+    from veiltune.audit.split import audit_run
+    from veiltune.terminal import TerminalReporter, print_audit
+
+    options = AuditOptions(
+        public=public,
+        preset=preset,
+        public_column=public_column,
+        attribute=attribute,
+        person=person,
+        personal_terms=personal_terms,
+        seed=seed,
+    )
+    with TerminalReporter() as reporter:
+        record = audit_run(run, options, reporter=reporter)
+    print_audit(record, run)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of audited runs.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
+    without_text: Annotated[
+        bool, typer.Option("--without-text", help="Leave out the sample texts, so that the page can be passed on.")
+    ] = False,
+) -> None:
+    """One page of what was claimed, what was measured and what it means; it opens without a network."""
+    from veiltune.report.page import write_report
+
+    write_report(runs, output, with_text=not without_text)
+    shown = "no texts" if without_text else "sample texts, so keep it where the texts are kept"
+    typer.echo(f"{output} (it contains {shown})")
+
+
+@app.command()
 def demo(
     folder: Annotated[
         Path, typer.Option("--folder", help="Where the demo writes; a new folder each time if not given.")
     ] = Path("runs"),
     seed: Annotated[int, typer.Option(help="Seed of the synthetic tickets and of training; never of the noise.")] = 0,
 ) -> None:
-    """Both parties on this machine: synthetic support tickets, MiniLM, mTLS, d_chi, and an attack on what was sent."""
+    """Both parties on this machine: synthetic support tickets, MiniLM, mTLS, d_chi, then the audit and the report."""
     from veiltune.demo import run_demo
     from veiltune.terminal import print_demo
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from veiltune.customer.reporting import Reporter
 
 if TYPE_CHECKING:
+    from veiltune.audit.record import AttackRecord
     from veiltune.customer.training import Progress as StepProgress
     from veiltune.models.catalog import ModelInfo
 
@@ -98,6 +99,27 @@ def print_summary(summary: Mapping[str, Any], run: Path) -> None:
         table.add_row(name, value)
     console.print(table)
     console.print(f"what was released and what it protects: {run / 'privacy.json'}")
+
+
+def print_audit(record: AttackRecord, run: Path) -> None:
+    """The end of `veiltune audit`."""
+    found = record.inversion
+    table = Table("attack", "tokens recovered", "95 % interval", "seconds", title=f"audit of {run}, {record.preset}")
+    for attack in found.attacks:
+        if attack.reported is None:
+            table.add_row(attack.name, f"{attack.status.replace('_', ' ')}: {escape(attack.reason)}", "", "")
+        else:
+            rate = attack.reported
+            mark = "  <- strongest" if attack.name == found.strongest else ""
+            interval = f"{rate.low:.3f} to {rate.high:.3f}"
+            table.add_row(attack.name, f"{rate.value:.3f}{mark}", interval, f"{attack.seconds:.0f}")
+    console.print(table)
+    privacy = found.empirical_privacy
+    console.print(f"empirical privacy {privacy.value:.3f} [{privacy.low:.3f}, {privacy.high:.3f}], an upper limit")
+    for control in record.controls:
+        verdict = "passed" if control.passed else "FAILED: do not rely on these figures"
+        console.print(f"{control.name} control: {control.rate.value:.3f}, {verdict}", soft_wrap=True)
+    console.print(f"the whole of it: {run / 'attacks.json'}; as a page: veiltune report {run}", soft_wrap=True)
 
 
 def _alone(summary: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ FORMAT = 1
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Status = Literal["done", "failed", "not_applicable"]
+GroupName = Literal["all", "contributing", "personal", "rare"]
 
 
 class _Record(BaseModel):
@@ -89,7 +90,7 @@ class Attack(_Record):
 class Group(_Record):
     """Tokens of one kind, attacked by the strongest attack for them (chosen on the calibration half)."""
 
-    name: Literal["all", "contributing", "personal", "rare"]
+    name: GroupName
     description: str
     attack: str = ""
     rate: Rate | None = None
@@ -209,10 +210,11 @@ class AttackRecord(_Record):
     """version that wrote it"""
     created: str
     """UTC, ISO 8601"""
-    preset: Literal["quick", "standard", "full"]
+    preset: str
+    """quick, standard or full"""
     seconds: Annotated[float, Field(ge=0)]
     seed: int
-    """of the audit's own draws: halves, training of attackers; their noise comes from the operating system"""
+    """of the audit's own draws: halves, training of attackers and their noise; the run's noise is another"""
     public_source: str
     """in the user's words or the file's name"""
     sizes: Sizes

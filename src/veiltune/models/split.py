@@ -215,6 +215,28 @@ class BottomModel(ModelPart):
             return cast(Tensor, self._embedding(input_ids))
         return cast(Tensor, self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state)
 
+    def from_embeddings(
+        self, embeddings: Float[Tensor, "B T H"], attention_mask: Shaped[Tensor, "B T"]
+    ) -> Float[Tensor, "B T H"]:
+        """Word embeddings, or mixtures of them, to representations; differentiable in them.
+
+        Guarantee:
+            For ``word_embeddings[input_ids]`` equal to ``forward(input_ids, attention_mask)`` in eval mode, if no real
+            token has the padding id.
+        """
+        if self.releases_words:
+            return embeddings
+        inputs = {"inputs_embeds": embeddings, "attention_mask": attention_mask}
+        if self.family.positions_from_mask:
+            inputs["position_ids"] = _positions_from(attention_mask, self.config)
+        return cast(Tensor, self.model(**inputs).last_hidden_state)
+
+
+def _positions_from(attention_mask: Tensor, config: PreTrainedConfig) -> Tensor:
+    """Positions that count the real tokens from the padding id on."""
+    real = attention_mask.long()
+    return real.cumsum(dim=1) * real + int(config.pad_token_id or 0)
+
 
 class _UpperPart(ModelPart):
     """A part that takes representations."""
@@ -232,8 +254,7 @@ class _UpperPart(ModelPart):
     def _inputs(self, representations: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         inputs = {"inputs_embeds": representations, "attention_mask": attention_mask}
         if self.takes_words and self.family.positions_from_mask:
-            real = attention_mask.long()
-            inputs["position_ids"] = real.cumsum(dim=1) * real + self.config.pad_token_id
+            inputs["position_ids"] = _positions_from(attention_mask, self.config)
         return inputs
 
 

@@ -1,15 +1,17 @@
 """What releases add up to, for one token's vector and two values of it at one L2 distance.
 
 Three readings, from the coarsest to the finest: the metric bound (any number of releases, any distance), the exact
-(epsilon, delta) of one d_chi release, and Gaussian DP (exact for Gaussian noise; for d_chi a planning approximation).
+(epsilon, delta) of one d_chi release or, rounded up on a grid, of several, and Gaussian DP (exact for Gaussian noise;
+for d_chi a planning approximation).
 """
 
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
+from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import betainc
@@ -21,6 +23,8 @@ from veiltune.errors import InputError
 Float64 = NDArray[np.float64]
 _LOST_MASS = 1e-20  # of the radius, at each end of the integral
 _NODES = 300  # of the quadrature, in each piece
+_GRID_POINTS = 4000  # of the privacy loss of one release
+_LOST_LOSS = 1e-18  # of the privacy loss, at each end of the grid
 _LARGE_EPSILON = 600.0  # e^epsilon leaves float64 soon after
 
 
@@ -101,17 +105,10 @@ def d_chi_delta(epsilon: float, *, eta: float, dim: int, distance: float) -> flo
 
     Source: the hockey-stick divergence, Balle et al. 2018, arXiv:1807.01647; the mechanism: arXiv:1910.08902.
     """
-    span = positive(eta=eta) * positive(distance=distance)
-    if positive_int(dim=dim) < 3:
-        raise InputError(f"dim must be at least 3, got {dim}; the quadrature is made for vectors, state metric_bound")
+    span = _span(eta, dim, distance)
     if _finite_epsilon(epsilon) >= span:
         return 0.0
-    shape, gap, total = (dim - 1) / 2, span - epsilon, span + epsilon
-
-    u, weights = _radius_quadrature(dim, (gap / 2, total / 2))  # where a share of directions becomes 1 or 0
-    above = betainc(shape, shape, np.minimum(gap * (2 * u + total) / (4 * u * span), 1.0))
-    below = betainc(shape, shape, np.maximum(gap * (2 * u - total) / (4 * u * span), 0.0))
-    upper, lower = float(weights @ above), float(weights @ below)
+    upper, lower = _loss_tails(epsilon, span=span, dim=dim)
     if epsilon > _LARGE_EPSILON:
         return upper
     return min(1.0, max(0.0, upper - math.exp(epsilon) * lower))
@@ -137,6 +134,88 @@ def d_chi_epsilon(delta: float, *, eta: float, dim: int, distance: float) -> flo
     if excess(0.0) <= 0:
         return 0.0
     return min(eta * distance, float(brentq(excess, 0.0, eta * distance, xtol=1e-7)) + 1e-6)
+
+
+def d_chi_composed_epsilon(delta: float, *, eta: float, dim: int, distance: float, num_releases: int) -> float:
+    """The epsilon at this delta of several fresh d_chi releases of one vector, by exact integration on a grid.
+
+    The privacy loss of one release is cut into cells by its exact distribution (see `d_chi_delta`), each cell moved to
+    its upper edge, and the result convolved with itself by dp_accounting.
+
+    >>> round(d_chi_composed_epsilon(1e-5, eta=50.0, dim=1024, distance=1.0, num_releases=10), 1)  # metric bound: 500
+    32.5
+
+    Guarantee:
+        n releases with independent noise of two vectors at this distance, or any smaller one, are
+        (epsilon, delta)-indistinguishable to anyone who sees all of them, also where later ones are asked for in the
+        light of earlier ones. Rounded up, by at most n cells of about 1/200 of the loss's standard deviation each;
+        never more than `metric_bound` says. A replay of the same bytes is no release. It does not cover several
+        tokens at once.
+
+    Args:
+        delta: In [1e-12, 1); below, the arithmetic of the convolution is not fine enough.
+        eta: See `d_chi_delta`.
+        dim: See `d_chi_delta`.
+        distance: See `d_chi_delta`.
+        num_releases: n, at least 1.
+
+    Raises:
+        InputError: If an argument is out of range.
+
+    Source: privacy loss distributions, Sommer et al. 2019; Koskela et al. 2020, arXiv:1906.03049; dp_accounting.
+    """
+    in_range(1e-12, 1.0, delta=delta)
+    bound = metric_bound(eta, num_releases) * distance
+    cells, lost, width = _loss_cells(_span(eta, dim, distance), dim)
+    one = PrivacyLossDistribution.create_from_rounded_probability(dict(cells), lost, width)
+    several = one.self_compose(num_releases) if num_releases > 1 else one
+    return min(bound, float(several.get_epsilon_for_delta(delta)))
+
+
+def _span(eta: float, dim: int, distance: float) -> float:
+    """The largest privacy loss of one release."""
+    span = positive(eta=eta) * positive(distance=distance)
+    if positive_int(dim=dim) < 3:
+        raise InputError(f"dim must be at least 3, got {dim}; the quadrature is made for vectors, state metric_bound")
+    return span
+
+
+def _loss_tails(epsilon: float, *, span: float, dim: int) -> tuple[float, float]:
+    """P[loss > epsilon] and P[loss < -epsilon] of one release, for 0 <= epsilon < span."""
+    shape, gap, total = (dim - 1) / 2, span - epsilon, span + epsilon
+    u, weights = _radius_quadrature(dim, (gap / 2, total / 2))  # where a share of directions becomes 1 or 0
+    above = betainc(shape, shape, np.minimum(gap * (2 * u + total) / (4 * u * span), 1.0))
+    below = betainc(shape, shape, np.maximum(gap * (2 * u - total) / (4 * u * span), 0.0))
+    return float(weights @ above), float(weights @ below)
+
+
+@lru_cache(maxsize=64)
+def _loss_cells(span: float, dim: int) -> tuple[tuple[tuple[int, float], ...], float, float]:
+    """The privacy loss of one release on a grid: (index, mass) at upper edges, the mass beyond, the width of a cell."""
+
+    def above(loss: float) -> float:
+        """P[loss of a release > loss]."""
+        if abs(loss) >= span:
+            return float(loss < 0)
+        upper, lower = _loss_tails(abs(loss), span=span, dim=dim)
+        return upper if loss >= 0 else 1.0 - lower
+
+    def reach(side: int) -> float:
+        """Where at most `_LOST_LOSS` is left further out."""
+        low, high = 0.0, span
+        while high - low > 1e-3 * span:
+            middle = (low + high) / 2
+            tail = _loss_tails(middle, span=span, dim=dim)[side]
+            low, high = (middle, high) if tail > _LOST_LOSS else (low, middle)
+        return high
+
+    top, bottom = reach(0), -reach(1)
+    width = (top - bottom) / _GRID_POINTS
+    indices = range(math.floor(bottom / width), math.ceil(top / width) + 1)
+    tails = np.minimum.accumulate([above(index * width) for index in indices])  # the quadrature errs by 1e-8 of it
+    masses = np.append(1.0 - tails[0], -np.diff(tails))
+    cells = tuple((index, float(mass)) for index, mass in zip(indices, masses, strict=True))
+    return cells, float(tails[-1]), width
 
 
 def _radius_quadrature(dim: int, kinks: tuple[float, float]) -> tuple[Float64, Float64]:

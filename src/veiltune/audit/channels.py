@@ -1,0 +1,150 @@
+"""Side channels of a run: what its releases tell besides tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from veiltune.attacks.labels import score_labels
+from veiltune.attacks.ranking import roc_auc, roc_curve
+from veiltune.attacks.sidechannels import (
+    labels_from_radius,
+    noise_scale_from_special_tokens,
+    noise_scale_scores,
+    repeated_noise,
+    replayed_differently,
+    score_lengths,
+    text_lengths,
+)
+from veiltune.audit.attempts import NotApplicableError, attempt
+from veiltune.audit.record import Attack, Estimate, Rate
+from veiltune.audit.scene import Scene
+from veiltune.customer.outbox import Outbox
+from veiltune.privatize.mechanisms import DChi, Gaussian
+
+
+class SideChannels:
+    """The attacks, given the strongest inverter's guesses.
+
+    Args:
+        scene: Of the audit.
+        guesses: (N,) token ids.
+    """
+
+    def __init__(self, scene: Scene, guesses: Tensor) -> None:
+        self._scene, self._guesses = scene, guesses
+        self._reference: Tensor | None = None
+
+    def run(self) -> tuple[Attack, ...]:
+        """Every side channel, in the order of the report."""
+        sees = "the released vectors, and guesses of their tokens by the strongest inversion attack"
+        return (
+            attempt("radius", "contributing tokens by the radius of their noise", sees, self._radius),
+            attempt("radius_labels", "labels by the radius of the noise", f"{sees}; the table of scales", self._labels),
+            attempt("length", "length of each text", "the number of vectors of each text", self._lengths),
+            attempt("special_tokens", "strength of the noise from special tokens", sees, self._strength),
+            attempt("repeated_noise", "the same noise on two texts", sees, self._repeated),
+            attempt("replay", "asking for the same text again", "the bytes of two requests", self._replay),
+        )
+
+    def _residuals(self) -> Tensor:
+        """Released vectors minus the clean vectors of the guessed texts, which the attacker computes himself."""
+        self._law()
+        if self._reference is None:
+            texts = [piece.tolist() for piece in self._guesses.split(list(self._scene.lengths))]
+            begins = self._beginning()
+            self._reference = self._scene.adversary.clean([[*begins, *text[len(begins) :]] for text in texts])
+        return self._scene.values - self._reference
+
+    def _law(self) -> str:
+        privatizer = self._scene.audited.releaser.privatizer
+        if isinstance(privatizer, DChi | Gaussian):
+            return privatizer.name
+        raise NotApplicableError("the run adds no noise")
+
+    def _radius(self) -> dict[str, Any]:
+        scene = self._scene
+        scores = noise_scale_scores(self._residuals())[scene.truth.real]
+        positives = scene.groups["contributing"][scene.truth.real]
+        texts = _text_numbers(scene.lengths)[scene.truth.real].tolist()
+        auc = Estimate(**dict(zip(("value", "low", "high"), roc_auc(scores, positives, groups=texts), strict=True)))
+        scaled = scene.audited.releaser.contributing is not None
+        reason = "" if scaled else "noise is shared: these tokens only differ in how well they are guessed"
+        return {"auc": auc, "roc": roc_curve(scores, positives, points=51), "reason": reason}
+
+    def _labels(self) -> dict[str, Any]:
+        scene = self._scene
+        fitted, privatizer = scene.audited.releaser.contributing, scene.audited.releaser.privatizer
+        if fitted is None or bool((fitted.table == fitted.table[:1]).all()):
+            raise NotApplicableError("the noise does not depend on the label")
+        assert isinstance(privatizer, DChi | Gaussian)
+        radii = torch.linalg.vector_norm(self._residuals(), dim=-1)
+        law, dim = privatizer.name, privatizer.dim
+        found = labels_from_radius(
+            radii, self._guesses, scene.lengths, fitted.table, eta=privatizer.eta, dim=dim, law=law
+        )  # fmt: skip
+        labels = torch.tensor(scene.audited.true_labels)[scene.rows]
+        return {"reported": Rate.of(score_labels(found, labels, "radius_labels"))}
+
+    def _lengths(self) -> dict[str, Any]:
+        scene = self._scene
+        config, tokenizer = scene.audited.config, scene.audited.bundle.tokenizer
+        sent = torch.tensor(scene.lengths)
+        if not config.wire.pad_to:
+            return {"reported": Rate.of(score_lengths(sent, sent)), "reason": "lengths are sent as they are"}
+        true = torch.tensor([sum(token != tokenizer.pad_token_id for token in ids) for ids in scene.token_ids])
+        found = text_lengths(self._guesses, scene.lengths, int(tokenizer.pad_token_id))
+        return {"reported": Rate.of(score_lengths(found, true)), "settings": {"pad_to": config.wire.pad_to}}
+
+    def _strength(self) -> dict[str, Any]:
+        scene, privatizer = self._scene, self._scene.audited.releaser.privatizer
+        slots = self._first_slots()
+        clean = (scene.values - self._residuals())[slots]
+        eta, low, high = noise_scale_from_special_tokens(scene.values[slots], clean, law=self._law())
+        assert isinstance(privatizer, DChi | Gaussian)
+        true = privatizer.eta * scene.views**0.5
+        return {
+            "reason": "the strength of a mechanism is no secret; this shows that an attacker need not be told",
+            "settings": {"eta_found": eta, "eta_low": low, "eta_high": high, "eta_true": true},
+        }
+
+    def _repeated(self) -> dict[str, Any]:
+        residuals = self._residuals()[self._first_slots()]
+        if self._scene.audited.bundle.bottom.cut_layer:
+            residuals = residuals - residuals.mean(dim=0)  # what wrong guesses leave alike in all texts is no noise
+        return {"reported": Rate.of(repeated_noise(residuals))}
+
+    def _replay(self) -> dict[str, Any]:
+        scene, audited = self._scene, self._scene.audited
+        if not audited.frozen:
+            raise NotApplicableError("a trainable bottom releases each text anew in every epoch; see repeated releases")
+        keys = [audited.keys[row] for row in scene.rows]
+        before = _bytes(audited.releaser.outbox, keys)
+        totals = audited.releaser.ledger.totals()
+        audited.releaser.prepare(scene.token_ids, None, part="replay")
+        after = _bytes(audited.releaser.outbox, keys)
+        fresh = audited.releaser.ledger.totals().releases - totals.releases
+        result = replayed_differently(before, after)
+        return {"reported": Rate.of(result), "settings": {"new_releases": fresh}}
+
+    def _beginning(self) -> tuple[int, ...]:
+        """The special tokens that every text begins with."""
+        adversary = self._scene.adversary
+        return adversary.template[: adversary.position]
+
+    def _first_slots(self) -> Tensor:
+        """(B,) the first position of each text, whose token the attacker knows."""
+        if not self._beginning():
+            raise NotApplicableError("this tokenizer begins no text with a special token")
+        return torch.tensor([0, *self._scene.lengths[:-1]]).cumsum(0)
+
+
+def _text_numbers(lengths: Sequence[int]) -> Tensor:
+    return torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+
+
+def _bytes(outbox: Outbox, keys: Sequence[bytes]) -> list[bytes]:
+    return [outbox.get([key]).values.view(torch.uint8).numpy().tobytes() for key in keys]
