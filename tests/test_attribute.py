@@ -162,4 +162,4 @@ def test_unusable_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(InputError, match="scores are for 2 texts, the secret has 20"):
         score_attribute(torch.zeros(2, 2), labels, "x")
     with pytest.raises(InputError, match="no word that occurs in two"):
-        bag_of_words_ceiling(["a"] * 20, labels, ["b"], num_classes=2)
+        bag_of_words_ceiling([f"word{i}" for i in range(20)], labels, ["b"], num_classes=2)

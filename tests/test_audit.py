@@ -104,7 +104,7 @@ def test_noise_hides_more_and_averaging_takes_it_away(
     bound = record.labels.bound
     assert bound is not None and labels["output_gradient"].reported.low <= bound
     kinds = {bound.name.split("_")[0] for bound in record.bounds}
-    assert kinds == {"metric", "exact", "label"}
+    assert kinds == {"metric", "exact", "information", "recovery", "label"}
     channels = by_name(record.side_channels)
     found = channels["special_tokens"].settings
     assert found["eta_low"] < found["eta_high"] and channels["repeated_noise"].reported.successes == 0

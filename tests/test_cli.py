@@ -358,3 +358,31 @@ def test_the_installed_command_and_the_module_are_the_same(tmp_path: Path) -> No
     for start in (["-m", "veiltune"], [str(Path(sys.executable).parent / "veiltune")]):
         process = subprocess.run([sys.executable, *start, "tune", "nowhere.toml"], capture_output=True, text=True)
         Ended(process.returncode, process.stdout, process.stderr).refused(2, "nowhere.toml does not exist")
+
+
+def test_audit_and_report_of_a_run(command: Callable[..., Ended], config: Path) -> None:
+    folder = config.parent
+    run, page = folder / "run", folder / "report.html"
+    private, _ = make_texts(64, seed=7)
+    public = [text for text in make_texts(500, seed=99)[0] if text not in private]
+    (folder / "public.txt").write_text("\n".join(public))
+    audit = ("audit", run, "--public", folder / "public.txt", "--preset", "quick")
+    command(*audit).refused(2, "is not a run folder")
+    write_tables(folder, train=80, eval=8)
+    (folder / "public.txt").write_text("\n".join(set(public) - set(make_texts(88, seed=7)[0])))
+    assert command("tune", config, "--no-baseline").code == 0
+    assert RunFolder(run).read_json("summary.json")["customer_alone_utility"] is None
+    command("report", run, "-o", page).refused(2, "veiltune audit")
+    command("audit", run).refused(2, "--public")
+    command(*audit[:4], "--preset", "fast").refused(2, "preset must be one of quick, standard, full, got 'fast'")
+    command("audit", run, "--public", folder / "train.csv").refused(2, "80 texts that the run released")
+    command(*audit, "--attribute", "mood").refused(2, "has no column 'mood'")
+    assert not (run / "attacks.json").exists()
+    ended = command(*audit)
+    assert ended.code == 0 and "strongest" in ended.out and "positive control" in ended.out
+    ended = command("report", run, "-o", page, "--without-text")
+    assert ended.code == 0 and page.read_text().startswith("<!doctype html>")
+    before = page.read_bytes()
+    (run / "attacks.json").write_text('{"format": 99}')
+    command("report", run, "-o", page).refused(2, "attacks.json")
+    assert page.read_bytes() == before

@@ -92,7 +92,7 @@ def test_tokens_never_seen_in_public_text_are_recovered(vocabulary: Tensor) -> N
 @pytest.mark.parametrize("kind", CONTEXT)
 def test_context_helps_under_noise_and_only_context(kind: Kind, vocabulary: Tensor) -> None:
     sigma = 1.5
-    (public, lengths), (secret, held) = chain(300, 1), chain(100, 2)
+    (public, lengths), (secret, held) = chain(250, 1), chain(60, 2)
     linear, trained = (
         train_inverter(
             each,
@@ -102,7 +102,7 @@ def test_context_helps_under_noise_and_only_context(kind: Kind, vocabulary: Tens
             privatize=noise(3, sigma),
             word_embeddings=vocabulary,
             seed=0,
-            passes=3 if each == "linear" else 12,
+            passes=3 if each == "linear" else 6,
             bf16=False,
         )
         for each in ("linear", kind)
@@ -186,8 +186,7 @@ def test_augmented_ids() -> None:
     assert not bool(torch.isin(new[~special], torch.tensor([1, 2])).any())
     changed = float((new != ids)[~special].float().mean())
     assert 0.13 < changed < 0.16
-    assert len(new.unique()) == 50 - 1  # every id but the one that is neither
-    assert not 0.13 < float((ids != ids)[~special].float().mean()) < 0.16
+    assert len(new.unique()) == 50  # every id occurs now
 
 
 def test_the_attack_is_not_given_the_truth() -> None:
@@ -228,13 +227,13 @@ def _run(bottom: BottomModel, texts: list[list[int]]) -> tuple[Tensor, Tensor, l
 
 
 def test_minilm_without_noise_is_read_at_two_blocks(shared_data) -> None:  # type: ignore[no-untyped-def]
-    """A smaller run of bench/attacks.py --depth: 15,000 public tokens instead of 100,000."""
+    """A smaller run of bench/attacks.py --depth: 9,000 public tokens instead of 100,000."""
     base = load_base("minilm")
     bottom, _ = split_model(base.model, cut_layer=2)
     lines = (shared_data / "wikitext2" / "valid.txt").read_text().splitlines()
     encode = lambda texts: base.tokenizer(texts, truncation=True, max_length=48)["input_ids"]  # noqa: E731
-    public = encode([line for line in lines if len(line) > 200][:320])
-    sentences = (shared_data / "sst2" / "stsa.binary.test").read_text(encoding="latin-1").splitlines()[:40]
+    public = encode([line for line in lines if len(line) > 200][:200])
+    sentences = (shared_data / "sst2" / "stsa.binary.test").read_text(encoding="latin-1").splitlines()[:25]
     values, ids, lengths = _run(bottom, public)
     inverter = train_inverter(
         "linear", values, ids, lengths, privatize=torch.clone, word_embeddings=bottom.word_embeddings, seed=0, passes=1

@@ -28,7 +28,7 @@ from veiltune.errors import InputError
 
 Kind = Literal["linear", "window", "sequence"]
 KINDS: tuple[Kind, ...] = ("linear", "window", "sequence")
-PASSES: Mapping[Kind, int] = {"linear": 3, "window": 8, "sequence": 8}
+PASSES: Mapping[Kind, int] = {"linear": 3, "window": 5, "sequence": 5}
 
 _RIDGE = 1e-3  # of the mean variance
 _BLOCK = 2**24  # scores held at a time

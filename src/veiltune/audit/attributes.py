@@ -34,12 +34,18 @@ KINDS = {
 }
 
 
-def attribute_attacks(scene: Scene) -> tuple[Attribute, ...]:
-    """A sensitive attribute of each text's author, from releases; trained on some persons, tested on others.
+def check_attribute(scene: Scene) -> None:
+    """Refuses an attribute that cannot be inferred.
 
     Raises:
         InputError: If the table lacks the column, or all texts have the same value.
     """
+    if scene.options.attribute and len(set(_columns(scene)[1])) < 2:
+        raise InputError(f"the attribute {scene.options.attribute!r} has one value only; there is nothing to infer")
+
+
+def attribute_attacks(scene: Scene) -> tuple[Attribute, ...]:
+    """A sensitive attribute of each text's author, from releases; trained on some persons, tested on others."""
     if not scene.options.attribute:
         return ()
     known = _read(scene)
@@ -52,7 +58,9 @@ def attribute_attacks(scene: Scene) -> tuple[Attribute, ...]:
             classes=known.num_classes,
             split="person" if scene.options.person else "text",
             majority=Rate.of(majority),
-            ceiling=attempt("bag_of_words", "bag of words on the clean text", "the text itself", known.from_text),
+            ceiling=attempt(
+                "bag_of_words", "bag of words on the clean text: a yardstick", "the text itself", known.from_text
+            ),
             attacks=tuple(_from_releases(known, kind, title, sees) for kind, title in KINDS.items()),
         ),
     )
@@ -116,8 +124,6 @@ def _from_releases(known: _Known, kind: str, title: str, sees: str) -> Attack:
 def _read(scene: Scene) -> _Known:
     rows, values, persons = _columns(scene)
     names = LabelSet.fit(values)
-    if len(names) < 2:
-        raise InputError(f"the attribute {scene.options.attribute!r} has one value only; there is nothing to infer")
     classes = torch.tensor(names.encode(values))
     test = split_by_person(persons, seed=scene.options.seed)
     releases = [torch.stack(views).mean(dim=0) for views in observed_views(scene.audited, rows)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from veiltune.audit.record import Bound
 from veiltune.privatize.accounting import d_chi_composed_epsilon, gaussian_delta, metric_bound
-from veiltune.privatize.information import gaussian_information, success_cap
+from veiltune.privatize.information import d_chi_information, gaussian_information, success_cap
 from veiltune.privatize.mechanisms import DChi, Gaussian, Privatizer
 
 DELTA = 1e-5
@@ -60,11 +60,14 @@ def representation_bounds(
         return [_nothing("contributing tokens have noise of their own scale: no bound holds between the scales")]
     named = {"nearest": distances.nearest, "median pair": distances.median, "farthest pair": distances.largest}
     if isinstance(privatizer, DChi):
-        return [b for name, d in named.items() for b in _d_chi(privatizer, name, d, num_releases)]
+        nats = num_releases * d_chi_information(_spread(clean), privatizer.eta)  # independent noise: it adds up
+        between = [b for name, d in named.items() for b in _d_chi(privatizer, name, d, num_releases)]
+        return [*between, *_information(nats, num_releases, commonest)]
     if isinstance(privatizer, Gaussian):
+        nats = gaussian_information(_spread(clean), privatizer.sigma / math.sqrt(num_releases))
         return [
             *(_gaussian(privatizer, name, d, num_releases) for name, d in named.items()),
-            *_information(privatizer, num_releases, clean, commonest),
+            *_information(nats, num_releases, commonest),
         ]
     return [_nothing("nothing was added to the representations, so nothing is proven about them")]
 
@@ -125,10 +128,14 @@ def _gaussian(privatizer: Gaussian, name: str, distance: float, releases: int) -
     )
 
 
-def _information(privatizer: Gaussian, releases: int, clean: Tensor, commonest: float) -> list[Bound]:
+def _spread(clean: Tensor) -> Tensor:
+    """(H,) variances along the principal axes."""
     centred = clean.double() - clean.double().mean(dim=0)
-    spread = torch.linalg.eigvalsh(centred.T @ centred / len(centred)).clamp_min(0)
-    nats = gaussian_information(spread, privatizer.sigma / math.sqrt(releases))
+    axes: Tensor = torch.linalg.eigvalsh(centred.T @ centred / len(centred))
+    return axes.clamp_min(0)
+
+
+def _information(nats: float, releases: int, commonest: float) -> list[Bound]:
     return [
         Bound(
             name="information",

@@ -11,6 +11,7 @@ from torch import Tensor
 from veiltune.attacks.labels import score_labels
 from veiltune.attacks.ranking import roc_auc, roc_curve
 from veiltune.attacks.sidechannels import (
+    denoised_reference,
     labels_from_radius,
     noise_scale_from_special_tokens,
     noise_scale_scores,
@@ -46,7 +47,7 @@ class SideChannels:
             attempt("radius_labels", "labels by the radius of the noise", f"{sees}; the table of scales", self._labels),
             attempt("length", "length of each text", "the number of vectors of each text", self._lengths),
             attempt("special_tokens", "strength of the noise from special tokens", sees, self._strength),
-            attempt("repeated_noise", "the same noise on two texts", sees, self._repeated),
+            attempt("repeated_noise", "the same noise on two texts", "released and clean vectors", self._repeated),
             attempt("replay", "asking for the same text again", "the bytes of two requests", self._replay),
         )
 
@@ -66,14 +67,30 @@ class SideChannels:
         raise NotApplicableError("the run adds no noise")
 
     def _radius(self) -> dict[str, Any]:
-        scene = self._scene
-        scores = noise_scale_scores(self._residuals())[scene.truth.real]
-        positives = scene.groups["contributing"][scene.truth.real]
-        texts = _text_numbers(scene.lengths)[scene.truth.real].tolist()
-        auc = Estimate(**dict(zip(("value", "low", "high"), roc_auc(scores, positives, groups=texts), strict=True)))
+        """Three ways to rank positions by their noise; the best on the calibration half is reported on the other."""
+        scene, adversary = self._scene, self._scene.adversary
+        ways = {"guesses": noise_scale_scores(scene.values, scene.values - self._residuals())}
+        ways["norm"] = noise_scale_scores(scene.values)
+        if len(adversary.public_clean) > 4 * scene.values.shape[1]:
+            noised = adversary.privatize(adversary.public_clean)
+            denoised = denoised_reference(scene.values, adversary.public_clean, noised)
+            ways["denoised"] = noise_scale_scores(scene.values, denoised)
+        half = scene.truth.real & scene.truth.calibration
+        chosen = max(ways, key=lambda way: self._ranking(ways[way], half)[0])
+        other = scene.truth.real & ~scene.truth.calibration
+        value, low, high = self._ranking(ways[chosen], other)
         scaled = scene.audited.releaser.contributing is not None
-        reason = "" if scaled else "noise is shared: these tokens only differ in how well they are guessed"
-        return {"auc": auc, "roc": roc_curve(scores, positives, points=51), "reason": reason}
+        reason = "" if scaled else "noise is shared: what is ranked are the tokens, not their noise"
+        return {
+            "auc": Estimate(value=value, low=low, high=high),
+            "roc": roc_curve(ways[chosen][other], scene.groups["contributing"][other], points=51),
+            "reason": reason,
+            "settings": {"way": chosen},
+        }
+
+    def _ranking(self, scores: Tensor, among: Tensor) -> tuple[float, float, float]:
+        texts = _text_numbers(self._scene.lengths)[among].tolist()
+        return roc_auc(scores[among], self._scene.groups["contributing"][among], groups=texts)
 
     def _labels(self) -> dict[str, Any]:
         scene = self._scene
@@ -105,17 +122,18 @@ class SideChannels:
         clean = (scene.values - self._residuals())[slots]
         eta, low, high = noise_scale_from_special_tokens(scene.values[slots], clean, law=self._law())
         assert isinstance(privatizer, DChi | Gaussian)
-        true = privatizer.eta * scene.views**0.5
+        true = privatizer.eta * scene.views**0.5 * float(scene.multipliers[slots].mean())
         return {
             "reason": "the strength of a mechanism is no secret; this shows that an attacker need not be told",
             "settings": {"eta_found": eta, "eta_low": low, "eta_high": high, "eta_true": true},
         }
 
     def _repeated(self) -> dict[str, Any]:
-        residuals = self._residuals()[self._first_slots()]
-        if self._scene.audited.bundle.bottom.cut_layer:
-            residuals = residuals - residuals.mean(dim=0)  # what wrong guesses leave alike in all texts is no noise
-        return {"reported": Rate.of(repeated_noise(residuals))}
+        """A check of the run rather than an attack: the noise itself, at the first position of every text."""
+        self._law()
+        scene, slots = self._scene, self._first_slots()
+        noise = (scene.values - scene.adversary.clean(scene.token_ids))[slots]
+        return {"reported": Rate.of(repeated_noise(noise))}
 
     def _replay(self) -> dict[str, Any]:
         scene, audited = self._scene, self._scene.audited

@@ -45,6 +45,7 @@ class Scene:
         groups: (N,) tokens of each kind.
         described: Each kind in words.
         per_100k: (V,) occurrences in 100,000 public tokens.
+        multipliers: (N,) by which each token's eta was scaled when it was released.
     """
 
     audited: AuditedRun
@@ -59,6 +60,7 @@ class Scene:
     groups: dict[GroupName, Tensor]
     described: dict[GroupName, str]
     per_100k: Tensor
+    multipliers: Tensor
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -87,7 +89,8 @@ def build_scene(audited: AuditedRun, options: AuditOptions, preset: Preset) -> S
     if count == 0:
         raise InputError(f"the outbox of {audited.run.path} lacks releases of some texts; is the run finished?")
     per_100k = 1e5 * torch.bincount(flat(public.token_ids), minlength=_vocab_size(audited)) / public.num_tokens
-    groups, described = _groups(audited, options, rows, truth, per_100k)
+    multipliers = _multipliers(audited, rows)
+    groups, described = _groups(audited, options, rows, truth, per_100k, multipliers)
     return Scene(
         audited=audited,
         options=options,
@@ -101,6 +104,7 @@ def build_scene(audited: AuditedRun, options: AuditOptions, preset: Preset) -> S
         groups=groups,
         described=described,
         per_100k=per_100k,
+        multipliers=multipliers,
     )
 
 
@@ -180,9 +184,20 @@ def _adversary(audited: AuditedRun, options: AuditOptions, public: PublicText, *
 
 
 def _groups(
-    audited: AuditedRun, options: AuditOptions, rows: list[int], truth: Truth, per_100k: Tensor
+    audited: AuditedRun,
+    options: AuditOptions,
+    rows: list[int],
+    truth: Truth,
+    per_100k: Tensor,
+    multipliers: Tensor,
 ) -> tuple[dict[GroupName, Tensor], dict[GroupName, str]]:
-    contributing, how = _contributing(audited)
+    if audited.releaser.contributing is None:
+        contributing, how = (
+            _would_contribute(audited)[truth.ids],
+            "tokens that tell classes apart (top 1 % in each class)",
+        )
+    else:
+        contributing, how = multipliers > 1, "tokens that the run sent with less noise (CTI)"
     tagger = PersonalTagger(read_terms(Path(options.personal_terms)) if options.personal_terms else ())
     tags = [
         tagger.tag(audited.bundle.tokenizer, audited.table.texts[row], length=len(audited.token_ids[row]))
@@ -191,7 +206,7 @@ def _groups(
     personal = torch.tensor([tag for text in tags for tag in text])
     groups: dict[GroupName, Tensor] = {
         "all": truth.real,
-        "contributing": truth.real & contributing[truth.ids],
+        "contributing": truth.real & contributing,
         "personal": truth.real & personal,
         "rare": truth.real & (per_100k[truth.ids] < RARE_BELOW),
     }
@@ -205,11 +220,8 @@ def _groups(
     return groups, described
 
 
-def _contributing(audited: AuditedRun) -> tuple[Tensor, str]:
-    """(V,) tokens that contribute to the task: those the run gave less noise or, if none, those it would have."""
-    fitted = audited.releaser.contributing
-    if fitted is not None:
-        return fitted.table.amax(dim=0) > 1, "tokens that the run sent with less noise (CTI)"
+def _would_contribute(audited: AuditedRun) -> Tensor:
+    """(V,) tokens that would have less noise if the run had used contributing tokens."""
     wanted = ContributingTokens.fit(
         audited.token_ids,
         audited.sent_labels,
@@ -218,7 +230,14 @@ def _contributing(audited: AuditedRun) -> tuple[Tensor, str]:
         variant="top",
         top_multiplier=2.0,
     )
-    return wanted.table.amax(dim=0) > 1, "tokens that tell classes apart (top 1 % of the vocabulary in each class)"
+    return wanted.table.amax(dim=0) > 1
+
+
+def _multipliers(audited: AuditedRun, rows: list[int]) -> Tensor:
+    fitted, labels = audited.releaser.contributing, audited.sent_labels
+    if fitted is None:
+        return torch.ones(sum(len(audited.token_ids[row]) for row in rows))
+    return torch.cat([fitted.multipliers(torch.tensor(audited.token_ids[row]), labels[row]) for row in rows])
 
 
 def _vocab_size(audited: AuditedRun) -> int:

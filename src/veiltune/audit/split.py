@@ -19,7 +19,7 @@ from pathlib import Path
 from torch import Tensor
 
 from veiltune import __version__
-from veiltune.audit.attributes import attribute_attacks
+from veiltune.audit.attributes import attribute_attacks, check_attribute
 from veiltune.audit.bounds import Distances, label_bound, representation_bounds
 from veiltune.audit.channels import SideChannels
 from veiltune.audit.inverting import report_inversion, run_suite
@@ -56,9 +56,8 @@ def audit_run(path: Path, options: AuditOptions, *, reporter: Reporter | None = 
         raise InputError(f"preset must be one of {', '.join(PRESETS)}, got {options.preset!r}")
     preset, reporter = PRESETS[options.preset], reporter or Reporter()
     with open_run(path) as audited, storage_errors(path):
-        reporter.phase("read", 1)
         scene = build_scene(audited, options, preset)
-        reporter.advance(1)
+        check_attribute(scene)  # refused before the attacks take their time
         stages = Stages(audited.run.private / "audit", _settings(scene))
         guesses, entries = run_suite(scene, stages, reporter)
         inversion, controls, strongest = report_inversion(scene, guesses, entries, stages, reporter)
