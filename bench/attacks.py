@@ -94,8 +94,8 @@ def learned_speed(kinds: Sequence[str]) -> dict[str, Any]:
 def known(data: Path, seed: int) -> dict[str, Any]:
     """Figures measured elsewhere before: EP of nearest .867, of MAP .609, of nearest after ten views .005.
 
-    Both readings of "WikiText-2 tokens" are shown: whole words that are one token, and all word pieces. The figures
-    are those of the word pieces; words have the same nearest EP within the interval and a higher MAP EP.
+    Two readings of "WikiText-2 tokens" are shown: whole words that are one token, and all word pieces. Which of them
+    the earlier figures are of is not known; the nearest EP fits both, the MAP EP fits the pieces only.
     """
     base = load_base("minilm")
     text = (data / "wikitext2" / "valid.txt").read_text().lower()

@@ -39,8 +39,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             Preset(
                 name="quick",
                 texts=200,
-                public_tokens=40_000,
-                passes=4,
+                public_tokens=30_000,
+                passes=2,
                 optimized_texts=0,
                 optimize_steps=0,
                 repeats=(1, 3, 10),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from veiltune.audit.tagging import PersonalTagger, read_terms
 from veiltune.customer.opening import encode
 from veiltune.customer.releasing import TOKENS_PER_PASS, pieces
 from veiltune.errors import InputError
-from veiltune.privatize.importance import ContributingTokens
+from veiltune.privatize.importance import token_importance
 from veiltune.privatize.mechanisms import DChi, Gaussian
 
 RARE_BELOW = 10.0  # occurrences in 100,000 public tokens
@@ -194,7 +195,7 @@ def _groups(
     if audited.releaser.contributing is None:
         contributing, how = (
             _would_contribute(audited)[truth.ids],
-            "tokens that tell classes apart (top 1 % in each class)",
+            "tokens at least twice as frequent in one class",
         )
     else:
         contributing, how = multipliers > 1, "tokens that the run sent with less noise (CTI)"
@@ -221,16 +222,14 @@ def _groups(
 
 
 def _would_contribute(audited: AuditedRun) -> Tensor:
-    """(V,) tokens that would have less noise if the run had used contributing tokens."""
-    wanted = ContributingTokens.fit(
+    """(V,) tokens at least twice as frequent in one class as in the others, by the geometric mean."""
+    importance = token_importance(
         audited.token_ids,
         audited.sent_labels,
         num_classes=len(audited.labels),
         vocab_size=_vocab_size(audited),
-        variant="top",
-        top_multiplier=2.0,
     )
-    return wanted.table.amax(dim=0) > 1
+    return importance.amax(dim=0) > (len(audited.labels) - 1) * math.log(2.0)
 
 
 def _multipliers(audited: AuditedRun, rows: list[int]) -> Tensor:

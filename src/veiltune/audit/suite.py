@@ -210,12 +210,12 @@ _TRAINS = f"{_KNOWS}, public text and the mechanism"
 INVERSIONS: Mapping[str, InversionAttack] = MappingProxyType(
     {
         "nearest": InversionAttack("nearest embedding", _KNOWS, _nearest),
-        "map": InversionAttack("nearest, weighed by how common a token is", _TRAINS, _map),
-        "lm_prior": InversionAttack("likelihood of each token, weighed by a language model", _TRAINS, _lm_prior),
-        "linear": InversionAttack("learned inverter: linear map", _TRAINS, _learned("linear")),
-        "window": InversionAttack("learned inverter: window of neighbours", _TRAINS, _learned("window")),
-        "sequence": InversionAttack("learned inverter: transformer over the text", _TRAINS, _learned("sequence")),
-        "optimize": InversionAttack("token selection by optimisation through the bottom", _TRAINS, _optimize),
+        "map": InversionAttack("nearest, by token frequency", _TRAINS, _map),
+        "lm_prior": InversionAttack("language model (trigrams)", _TRAINS, _lm_prior),
+        "linear": InversionAttack("learned: linear map", _TRAINS, _learned("linear")),
+        "window": InversionAttack("learned: window", _TRAINS, _learned("window")),
+        "sequence": InversionAttack("learned: transformer", _TRAINS, _learned("sequence")),
+        "optimize": InversionAttack("optimisation", _TRAINS, _optimize),
     }
 )
 

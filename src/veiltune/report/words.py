@@ -269,7 +269,9 @@ def _labels(run: Run) -> Iterator[Finding]:
         bound = "" if labels.bound is None else f" The bound is {percent(labels.bound)}"
         guess = f", a guess without any attack gets {percent(labels.majority)}." if bound else ""
         yield Finding(
-            level="held", text=f"Labels are randomised, and no attack went past the bound.{measured}{bound}{guess}"
+            level="held",
+            text="Labels are randomised, and no attack went past the bound by more than its interval."
+            f"{measured}{bound}{guess}",
         )
 
 
