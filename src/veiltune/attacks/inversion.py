@@ -142,7 +142,7 @@ def rank_candidates(
             product.mul_(scale)
         if log_prior is not None:
             product.add_(log_prior)
-        best = _best(product, top_k)
+        best = best_columns(product, top_k)
         if eta is None:
             rest = block.square().sum(dim=-1, keepdim=True) * (-scale / 2)
             best = best[0] * (1.0 if log_prior is not None else scale) + rest, best[1]
@@ -205,7 +205,8 @@ def token_hits(guesses: Int[Tensor, "tokens top_k"], secret: Int[Tensor, " token
     return (guesses == secret.unsqueeze(-1)).any(dim=-1)
 
 
-def _best(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+def best_columns(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The `top_k` largest entries of each row and their columns, largest first."""
     if top_k == 1:
         values, indices = scores.max(dim=-1, keepdim=True)  # twice as fast as topk(1)
         return values, indices

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from veiltune._validate import in_range, one_of, positive, positive_int
-from veiltune.attacks.inversion import check_token_ids, unigram_log_prior
+from veiltune.attacks.inversion import best_columns, check_token_ids, unigram_log_prior
 from veiltune.attacks.networks import FREQUENT, Correction, correction_for
 from veiltune.attacks.sequences import batches_by_length, check_lengths, pad_texts, rows_of
 from veiltune.errors import InputError
@@ -65,9 +65,8 @@ class Inverter:
 
     def guess(self, values: Float[Tensor, "N H"], lengths: Sequence[int], top_k: int = 1) -> Int[Tensor, "N top_k"]:
         """Guesses each token of some releases, best first; see `log_scores`."""
-        return self.log_scores(values, lengths, top_k)[0]
+        return self._ranked(values, lengths, top_k, normalise=False)[0]
 
-    @torch.no_grad()
     def log_scores(
         self, values: Float[Tensor, "N H"], lengths: Sequence[int], top_k: int
     ) -> tuple[Int[Tensor, "N top_k"], Float[Tensor, "N top_k"]]:
@@ -81,6 +80,10 @@ class Inverter:
         Raises:
             InputError: If a size is out of range.
         """
+        return self._ranked(values, lengths, top_k, normalise=True)
+
+    @torch.no_grad()
+    def _ranked(self, values: Tensor, lengths: Sequence[int], top_k: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
         vocab_size = len(self.word_embeddings)
         if not 1 <= top_k <= vocab_size:
             raise InputError(f"top_k must be in [1, {vocab_size}] (the vocabulary size), got {top_k}")
@@ -94,8 +97,8 @@ class Inverter:
         for start in range(0, len(queries), rows):
             block = queries[start : start + rows]
             logits = torch.addmm(self.bias, block, self.word_embeddings.T, out=buffer[: len(block)])
-            best, ids[start : start + rows] = logits.topk(top_k, dim=-1)
-            scores[start : start + rows] = best - logits.logsumexp(dim=-1, keepdim=True)
+            best, ids[start : start + rows] = best_columns(logits, top_k)
+            scores[start : start + rows] = best - logits.logsumexp(dim=-1, keepdim=True) if normalise else best
         return ids, scores
 
     @torch.no_grad()

@@ -58,9 +58,7 @@ def attribute_attacks(scene: Scene) -> tuple[Attribute, ...]:
             classes=known.num_classes,
             split="person" if scene.options.person else "text",
             majority=Rate.of(majority),
-            ceiling=attempt(
-                "bag_of_words", "bag of words on the clean text", "the text itself", known.from_text
-            ),
+            ceiling=attempt("bag_of_words", "bag of words on the clean text", "the text itself", known.from_text),
             attacks=tuple(_from_releases(known, kind, title, sees) for kind, title in KINDS.items()),
         ),
     )
