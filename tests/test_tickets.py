@@ -70,8 +70,9 @@ def test_written_tables_read_back(tmp_path: Path) -> None:
     tickets = make_tickets(40, seed=5)
     for path, expected in ((train, tickets[:30]), (evaluation, tickets[30:])):
         table = read_table(path, text_column="text", label_column="topic", attribute_column="condition")
-        assert table.labels is not None and table.attributes is not None
-        assert [*map(Ticket, table.texts, table.labels, table.attributes)] == expected
+        persons = read_table(path, text_column="text", attribute_column="person").attributes
+        assert table.labels is not None and table.attributes is not None and persons is not None
+        assert [*map(Ticket, table.texts, table.labels, table.attributes, persons)] == expected
     assert len(LabelSet.fit([ticket.topic for ticket in tickets])) == 5
 
 

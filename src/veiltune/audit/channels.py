@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from veiltune.attacks.labels import score_labels
-from veiltune.attacks.ranking import roc_auc, roc_curve
+from veiltune.attacks.ranking import MIN_PER_CLASS, roc_auc, roc_curve
 from veiltune.attacks.sidechannels import (
     denoised_reference,
     labels_from_radius,
@@ -89,8 +89,13 @@ class SideChannels:
         }
 
     def _ranking(self, scores: Tensor, among: Tensor) -> tuple[float, float, float]:
-        texts = _text_numbers(self._scene.lengths)[among].tolist()
-        return roc_auc(scores[among], self._scene.groups["contributing"][among], groups=texts)
+        numbers = _text_numbers(self._scene.lengths)[among]
+        kinds, texts = self._scene.groups["contributing"][among], numbers.tolist()
+        if min(len(numbers[side].unique()) for side in (kinds, ~kinds)) < MIN_PER_CLASS:
+            raise NotApplicableError(
+                f"a ranking needs {MIN_PER_CLASS} texts with contributing tokens and {MIN_PER_CLASS} with others"
+            )
+        return roc_auc(scores[among], kinds, groups=texts)
 
     def _labels(self) -> dict[str, Any]:
         scene = self._scene
