@@ -18,7 +18,7 @@ from veiltune.audit.scene import Scene, fresh_noise
 from veiltune.audit.stages import Stages
 from veiltune.audit.suite import INVERSIONS, Guesses, InversionAttack
 from veiltune.customer.reporting import Reporter
-from veiltune.errors import PrivacyError
+from veiltune.errors import PrivacyError, StorageError
 
 POSITIVE_LEAST = 0.9  # of the tokens that attackers must read where there is no noise
 
@@ -34,6 +34,8 @@ def run_suite(scene: Scene, stages: Stages, reporter: Reporter) -> tuple[dict[st
             kept = stages.tensors(f"inversion-{name}", partial(_attack, scene, attack))
         except NotApplicableError as error:
             entries[name] = entry.model_copy(update={"status": "not_applicable", "reason": str(error)})
+        except StorageError:
+            raise  # the disk is full: nothing is wrong with the attack
         except Exception as error:
             entries[name] = entry.model_copy(update={"status": "failed", "reason": failure(error)})
         else:
