@@ -17,9 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from parties import Vendor, running_vendor
 from runs_helper import CLASSES, make_texts, tune_config, write_csv, write_tables
 from tiny import model_of, tiny_config
-from veiltune.audit import inverting, suite
+from veiltune.audit import inverting, split, suite
 from veiltune.audit.observing import open_run
 from veiltune.audit.options import AuditOptions
+from veiltune.audit.presets import PRESETS
 from veiltune.audit.record import AttackRecord
 from veiltune.audit.split import audit_run
 from veiltune.config import TuneConfig
@@ -90,6 +91,18 @@ def test_a_run_without_noise_is_an_open_book(run_once: Callable[..., TuneConfig]
     assert record.inversion.repeated == () and record.bounds[0].value is None
     assert record.extraction == () or all(point.fidelity.trials >= 50 for point in record.extraction)
     assert AttackRecord.model_validate(RunFolder(config.run).read_json("attacks.json")) == record
+
+
+def test_the_optimising_attack_runs_on_some_of_the_texts(
+    run_once: Callable[..., TuneConfig], options: AuditOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = replace(PRESETS["quick"], name="standard", optimized_texts=20, optimize_steps=40)
+    monkeypatch.setattr(split, "PRESETS", {"standard": small})
+    record = audit_run(Path(run_once("open").run), replace(options, preset="standard"))
+    attack = by_name(record.inversion.attacks)["optimize"]
+    assert attack.status == "done", attack
+    assert attack.reported.value > 0.9
+    assert attack.reported.trials < record.inversion.recovery.trials / 2
 
 
 def test_noise_hides_more_and_averaging_takes_it_away(

@@ -70,7 +70,7 @@ def test_a_causal_heads_gradient_is_the_text() -> None:
         sigma=50.0,
         log_prior=torch.zeros(VOCAB),
     )
-    assert both.shape == guesses.shape
+    assert share(both[known], secret[known]) > 0.9  # the release alone gives fewer than 0.3 of them
     mixed_up = match_gradients(  # planted: gradients of other texts
         functions,
         [-gradient for gradient in observed],

@@ -81,24 +81,23 @@ def match_gradients(
         )
     scores = spread_scores(candidates) if initial_scores is None else initial_scores.float()
     candidates, scores = pin_tokens(candidates, scores, lengths, fixed or {})
-    one_hot = torch.eye(vocab_size, device=candidates.device)
     guesses, sizes = [], list(lengths)
     for gradient, target, ids, start in zip(
         gradient_of, observed, candidates.split(sizes), scores.split(sizes), strict=True
     ):
-        guesses.append(
-            search_tokens(
-                _matching(gradient, target),
-                one_hot,
-                ids,
-                start,
-                [len(ids)],
-                steps=steps,
-                restarts=restarts,
-                learning_rate=learning_rate,
-                seed=seed,
-            )
+        present, places = ids.unique(return_inverse=True)  # a text has few candidates, the vocabulary many
+        found = search_tokens(
+            _matching(gradient, target, present, vocab_size),
+            torch.eye(len(present), device=ids.device),
+            places,
+            start,
+            [len(ids)],
+            steps=steps,
+            restarts=restarts,
+            learning_rate=learning_rate,
+            seed=seed,
         )
+        guesses.append(present[found])
     return torch.cat(guesses).unsqueeze(1) if guesses else candidates[:, :1]
 
 
@@ -192,14 +191,17 @@ def invert_bidirectionally(
     )
 
 
-def _matching(gradient_of: GradientOf, observed: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """The TAG loss of one text as an objective of `search_tokens`."""
+def _matching(
+    gradient_of: GradientOf, observed: Tensor, present: Tensor, vocab_size: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The TAG loss of one text as an objective of `search_tokens` over the tokens that are present."""
     target = observed.detach().float()
     squared, absolute = target.square().sum().clamp(min=1e-30), target.abs().sum().clamp(min=1e-30)
 
     def objective(tokens: Tensor, mask: Tensor) -> Tensor:
         with torch.enable_grad():  # a gradient is taken even where the search only compares
-            error = gradient_of(tokens[0]) - target
+            every = tokens.new_zeros(tokens.shape[1], vocab_size).index_copy(1, present, tokens[0])
+            error = gradient_of(every) - target
         near = _SQUARED_SHARE * error.square().sum() / squared + (1 - _SQUARED_SHARE) * error.abs().sum() / absolute
         return near.reshape(1) * len(tokens[0]) + 0.0 * tokens.sum()  # also where the gradient ignores the tokens
 
