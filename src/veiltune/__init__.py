@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 from veiltune.errors import VeiltuneError
 
 if TYPE_CHECKING:
+    from veiltune.audit.options import AuditOptions
+    from veiltune.audit.record import AttackRecord
+    from veiltune.audit.split import audit_run
     from veiltune.config import TuneConfig, VendorConfig, load_config
     from veiltune.customer.session import tune
     from veiltune.data.tables import Table, read_table
@@ -18,18 +21,22 @@ if TYPE_CHECKING:
     from veiltune.models.loading import load_base
     from veiltune.models.split import split_model
     from veiltune.privatize.mechanisms import Privatizer, make_privatizer
+    from veiltune.report.page import write_report
     from veiltune.runs import RunFolder
     from veiltune.vendor.server import serve
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AttackRecord": "audit.record",
+    "AuditOptions": "audit.options",
     "Privatizer": "privatize.mechanisms",
     "RunFolder": "runs",
     "Table": "data.tables",
     "TuneConfig": "config",
     "VendorConfig": "config",
     "attach_peft": "models.adapters",
+    "audit_run": "audit.split",
     "load_base": "models.loading",
     "load_config": "config",
     "make_privatizer": "privatize.mechanisms",
@@ -37,9 +44,12 @@ _HOMES = {
     "serve": "vendor.server",
     "split_model": "models.split",
     "tune": "customer.session",
+    "write_report": "report.page",
 }
 
 __all__ = [
+    "AttackRecord",
+    "AuditOptions",
     "Privatizer",
     "RunFolder",
     "Table",
@@ -47,6 +57,7 @@ __all__ = [
     "VeiltuneError",
     "VendorConfig",
     "attach_peft",
+    "audit_run",
     "load_base",
     "load_config",
     "make_privatizer",
@@ -54,6 +65,7 @@ __all__ = [
     "serve",
     "split_model",
     "tune",
+    "write_report",
 ]
 
 
