@@ -345,7 +345,7 @@ def test_a_second_ctrl_c_is_one_line_too(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("veiltune.customer.session.tune", interrupted)
-    command("tune", config).refused(130, "stopped; the same command goes on from the last checkpoint")
+    command("tune", config).refused(130, "stopped; the same command goes on from what is kept")
 
 
 def test_help_is_no_refusal(command: Callable[..., Ended]) -> None:
@@ -382,6 +382,11 @@ def test_audit_and_report_of_a_run(command: Callable[..., Ended], config: Path) 
     assert ended.code == 0 and "strongest" in ended.out and "positive control" in ended.out
     ended = command("report", run, "-o", page, "--without-text")
     assert ended.code == 0 and page.read_text().startswith("<!doctype html>")
+    command("report", run, "-o", run / "attacks.json").refused(2, "is not an HTML page")
+    (folder / "empty.txt").write_text("\n\n")
+    command("audit", run, "--public", folder / "empty.txt").refused(2, "empty.txt has no text")
+    command("audit", run, "--public", folder).refused(2, "is a folder")
+    command(*audit, "--person", "text").refused(2, "person", "attribute")
     before = page.read_bytes()
     (run / "attacks.json").write_text('{"format": 99}')
     command("report", run, "-o", page).refused(2, "attacks.json")

@@ -261,7 +261,7 @@ def main() -> None:
     except Exception as error:
         sys.exit(_unexpected(error))
     if code == _INTERRUPTED:
-        _refuse("stopped; the same command goes on from the last checkpoint", code)
+        _refuse("stopped; the same command goes on from what is kept", code)
     sys.exit(code)
 
 

@@ -116,6 +116,11 @@ def print_audit(record: AttackRecord, run: Path) -> None:
     console.print(table)
     privacy = found.empirical_privacy
     console.print(f"empirical privacy {privacy.value:.3f} [{privacy.low:.3f}, {privacy.high:.3f}], an upper limit")
+    for kind, attacks in (("labels", record.labels.attacks), *((a.name, a.attacks) for a in record.attributes)):
+        rates = [(attack.reported, attack.name) for attack in attacks if attack.reported is not None]
+        if rates:
+            rate, name = max(rates, key=lambda entry: entry[0].value)
+            console.print(f"{escape(kind)}: {rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}] right, by {name}")
     for control in record.controls:
         verdict = "passed" if control.passed else "FAILED: do not rely on these figures"
         console.print(f"{control.name} control: {control.rate.value:.3f}, {verdict}", soft_wrap=True)

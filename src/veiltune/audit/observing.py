@@ -65,7 +65,9 @@ def open_run(path: Path) -> Iterator[AuditedRun]:
     """
     run = RunFolder(path)
     if not run.config_path.exists():
-        raise InputError(f"{path} is not a run folder (it has no config.toml); name the folder that `tune` wrote")
+        raise InputError(
+            f"{path} is not a run folder (it has no config.toml); name the folder that `veiltune tune` wrote"
+        )
     private = path / "private"
     if not (private / "ledger.sqlite").exists() or not any((private / "outbox").glob("*.safetensors")):
         raise InputError(f"{path} has no outbox: nothing was sent, or its private folder was removed")

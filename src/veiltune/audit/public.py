@@ -78,6 +78,8 @@ def read_public(
 
 
 def _read(source: str, text_column: str) -> list[str]:
+    if Path(source).is_dir():
+        raise DataError(f"{source} is a folder; name a .txt file with a text a line, or a table")
     if not source.endswith(".txt"):
         return read_table(source, text_column=text_column).texts
     try:
@@ -86,7 +88,10 @@ def _read(source: str, text_column: str) -> list[str]:
         raise DataError(f"{source} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{source} is not UTF-8 (byte {error.start}); convert it, e.g. with iconv") from None
-    return [line.strip() for line in lines if line.strip()]
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise DataError(f"{source} has no text; give public text, a line each")
+    return texts
 
 
 def _folded(text: str) -> str:

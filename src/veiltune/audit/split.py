@@ -54,6 +54,8 @@ def audit_run(path: Path, options: AuditOptions, *, reporter: Reporter | None = 
     started = time.monotonic()
     if options.preset not in PRESETS:
         raise InputError(f"preset must be one of {', '.join(PRESETS)}, got {options.preset!r}")
+    if options.person and not options.attribute:
+        raise InputError(f"person {options.person!r} parts texts for an attribute, and no attribute is named; name one")
     preset, reporter = PRESETS[options.preset], reporter or Reporter()
     with open_run(path) as audited, storage_errors(path):
         scene = build_scene(audited, options, preset)

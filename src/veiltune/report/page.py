@@ -44,11 +44,11 @@ def write_report(runs: Sequence[Path], output: Path, *, with_text: bool = True) 
 
     Args:
         runs: Run folders, each with an attacks.json; several are also compared.
-        output: The file; replaced if it is there.
+        output: The file; an HTML file that is there is replaced.
         with_text: Whether to show the sample of private texts, where the audit kept one.
 
     Raises:
-        InputError: If a run cannot be reported on, or the output is a folder or lies in none.
+        InputError: If a run cannot be reported on, or the output is a folder, lies in none or is no HTML file.
         StorageError: If a file cannot be read or written; an older report is intact.
     """
     output = Path(output)
@@ -56,6 +56,8 @@ def write_report(runs: Sequence[Path], output: Path, *, with_text: bool = True) 
         raise InputError(f"output {output} is a folder; name a file, such as {output / 'report.html'}")
     if not output.absolute().parent.is_dir():
         raise InputError(f"output {output} lies in a folder that does not exist; make it first")
+    if output.exists() and not output.read_bytes()[:9].lower() == b"<!doctype":
+        raise InputError(f"output {output} exists and is not an HTML page; name another file")
     loaded = load_runs([Path(run) for run in runs], with_text=with_text)
     shows_text = any(run.sample for run in loaded)
     atomic_write_bytes(output, render(loaded).encode(), mode=0o600 if shows_text else 0o644)
