@@ -152,7 +152,7 @@ def plot_roc(attribute: Attribute, key: str) -> Plot | None:
             x, y = zip(*attack.roc, strict=True)
             colour = MUTED if is_ceiling else SERIES[index % len(SERIES)]
             line = "--" if is_ceiling else _LINES[index % len(_LINES)]
-            label = label_of(attack.title, 40) + (" (yardstick)" if is_ceiling else "")
+            label = label_of(attack.title, 40) + (" (guide)" if is_ceiling else "")
             axes.plot(x, y, color=colour, linestyle=line, linewidth=2, label=label)
         axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="false positive rate")
         axes.xaxis.set_major_formatter(_PERCENT)
@@ -166,7 +166,7 @@ def plot_roc(attribute: Attribute, key: str) -> Plot | None:
     )
     rows = tuple(
         (
-            label_of(attack.title) + (" (yardstick)" if is_ceiling else ""),
+            label_of(attack.title) + (" (guide)" if is_ceiling else ""),
             estimate_with_interval(attack.auc) if attack.auc else "not measured",
             rate_with_interval(attack.reported) if attack.reported else "not measured",
         )
