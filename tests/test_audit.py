@@ -17,11 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from parties import Vendor, running_vendor
 from runs_helper import CLASSES, make_texts, tune_config, write_csv, write_tables
 from tiny import model_of, tiny_config
-from veiltune.audit import inverting, split, suite
+from veiltune.audit import channels, inverting, split, suite
 from veiltune.audit.observing import open_run
 from veiltune.audit.options import AuditOptions
 from veiltune.audit.presets import PRESETS
 from veiltune.audit.record import AttackRecord
+from veiltune.audit.scene import build_scene
 from veiltune.audit.split import audit_run
 from veiltune.config import TuneConfig
 from veiltune.customer.session import tune
@@ -85,9 +86,9 @@ def test_a_run_without_noise_is_an_open_book(run_once: Callable[..., TuneConfig]
     labels = by_name(record.labels.attacks)
     assert record.labels.bound is None and labels["output_gradient"].reported.value == 1.0
     assert labels["cut_gradient"].status == "not_applicable" and "frozen" in labels["cut_gradient"].reason
-    channels = by_name(record.side_channels)
-    assert channels["length"].reported.value == 1.0 and channels["replay"].reported.value == 0.0
-    assert channels["radius"].status == "not_applicable"
+    side = by_name(record.side_channels)
+    assert side["length"].reported.value == 1.0 and side["replay"].reported.value == 0.0
+    assert side["radius"].status == "not_applicable"
     assert record.inversion.repeated == () and record.bounds[0].value is None
     assert record.extraction == () or all(point.fidelity.trials >= 50 for point in record.extraction)
     assert AttackRecord.model_validate(RunFolder(config.run).read_json("attacks.json")) == record
@@ -118,10 +119,10 @@ def test_noise_hides_more_and_averaging_takes_it_away(
     assert bound is not None and labels["output_gradient"].reported.low <= bound
     kinds = {bound.name.split("_")[0] for bound in record.bounds}
     assert kinds == {"metric", "exact", "information", "recovery", "label"}
-    channels = by_name(record.side_channels)
-    found = channels["special_tokens"].settings
-    assert found["eta_low"] < found["eta_high"] and channels["repeated_noise"].reported.successes == 0
-    assert channels["radius"].status == "not_applicable"  # each class has letters of its own: all tokens contribute
+    side = by_name(record.side_channels)
+    found = side["special_tokens"].settings
+    assert found["eta_low"] < found["eta_high"] and side["repeated_noise"].reported.successes == 0
+    assert side["radius"].status == "not_applicable"  # each class has letters of its own: all tokens contribute
 
 
 def test_gaussian_noise_has_an_information_bound(run_once: Callable[..., TuneConfig], options: AuditOptions) -> None:
@@ -244,6 +245,27 @@ def test_an_attack_that_crashes_is_reported_as_failed(
     assert entry.status == "failed" and entry.reported is None and "ZeroDivisionError" in entry.reason
     assert "private text" not in (run / "attacks.json").read_text()
     assert any("failed (linear)" in note for note in record.notes)
+
+
+def test_a_customer_who_answers_a_second_request_anew_is_found_out(
+    run_once: Callable[..., TuneConfig], options: AuditOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted: an outbox whose bytes change after it was asked again, and noise that is one and the same vector."""
+    real, asked = channels._bytes, []
+
+    def fresh(outbox: Any, keys: Any) -> list[bytes]:
+        asked.append(1)
+        return [bytes([len(asked)]) + content for content in real(outbox, keys)]
+
+    monkeypatch.setattr(channels, "_bytes", fresh)
+    with open_run(Path(run_once("noisy", privacy=NOISY).run)) as audited:
+        scene = build_scene(audited, options, PRESETS["quick"])
+        clean = scene.adversary.clean(scene.token_ids)
+        shared = torch.randn(clean.shape[1], generator=torch.Generator().manual_seed(0))
+        planted = replace(scene, values=clean + shared)
+        found = by_name(channels.SideChannels(planted, scene.truth.ids).run())
+    assert found["replay"].reported.value == 1.0
+    assert found["repeated_noise"].reported.value == 1.0
 
 
 def test_blind_attackers_fail_the_positive_control(

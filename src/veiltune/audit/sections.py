@@ -23,6 +23,7 @@ from veiltune.audit.observing import AuditedRun, dequantized, observed_views
 from veiltune.audit.record import ExtractionPoint, Labels, Rate
 
 QUERIES = (30, 100, 300, 1_000, 3_000)
+MOST_CLUSTERED = 4_000  # texts
 _LEAST_HELD_OUT = 50
 
 
@@ -49,11 +50,12 @@ def label_attacks(audited: AuditedRun, *, seed: int) -> Labels:
         return _named(groups[middle:], true[rows[middle:]], permutation)
 
     def from_releases() -> dict[str, Any]:
-        rows = list(range(len(true)))[: 4 * 1_000]
+        order = torch.randperm(len(true), generator=torch.Generator().manual_seed(seed))  # a table may be sorted
+        rows = order[:MOST_CLUSTERED].tolist()
         pooled = torch.stack([views[0].mean(dim=0) for views in observed_views(audited, rows)])
         groups, middle = labels_by_clustering(pooled, classes, seed=seed), len(rows) // 2
-        permutation = best_permutation(groups[:middle], true[:middle], classes)
-        return _named(groups[middle:], true[middle : len(rows)], permutation)
+        permutation = best_permutation(groups[:middle], true[rows[:middle]], classes)
+        return _named(groups[middle:], true[rows[middle:]], permutation)
 
     where = "the output gradient" if at_logits else "the gradient at the hidden state before the customer's head"
     names = "; a few known labels to name the groups"
