@@ -4,7 +4,7 @@ Each cell is a run of `veiltune train` in a folder of its own under --work; the 
 (hours on two cores). Trained on GLUE's 67,349 phrases, scored on the 872 sentences of its development set. The
 learning rates below and the clip norm were set before the first scored run, from a look at training losses and at 600
 held-out training phrases, and are the same for every epsilon; nothing is chosen by the scores.
-Time and memory of a step are in `bench/dp_step.py`: the seconds here are of a machine that does other things too.
+Time and memory of a step are in `bench/dp_methods.py`: the seconds here are of a machine that does other things too.
 Prints a table and, last, one line of JSON.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from veiltune.config import TrainConfig, parse_config
 from veiltune.dp.session import train
 
 LEARNING_RATES = {"lora": 5e-3, "adapter": 5e-3, "compacter": 1e-2, "bitfit": 1e-2, "rgp": 1e-3, "full": 5e-4}
-EPSILONS = (8.0, None, 3.0, 1.0)
+EPSILONS = (8.0, math.inf, 3.0, 1.0)
 SEEDS = (0, 1, 2)
 
 
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/sst2_dp"))
     parser.add_argument("--methods", nargs="+", default=list(LEARNING_RATES), choices=list(LEARNING_RATES))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--epsilons", nargs="+", type=float, default=list(EPSILONS))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=float, default=2048)
     parser.add_argument("--threads", type=int, default=0)
@@ -41,12 +43,12 @@ def main() -> None:
     table = training_table(chosen.data, chosen.work)
     rows = []
     for seed, method, epsilon in sorted(
-        itertools.product(chosen.seeds, chosen.methods, EPSILONS), key=lambda cell: (cell[0], cell[1] != "lora")
+        itertools.product(chosen.seeds, chosen.methods, chosen.epsilons), key=lambda cell: (cell[0], cell[1] != "lora")
     ):
         summary = train(settings(chosen, table, method, epsilon, seed))
         score = summary["scores"]["accuracy"]
         rows.append({"method": method, "epsilon": epsilon, "seed": seed, "accuracy": score["value"]} | cost(summary))
-        print(f"{method:<10} epsilon {epsilon or 'inf'!s:<4} seed {seed}: {score['value']:.2f}", flush=True)
+        print(f"{method:<10} epsilon {epsilon:<4g} seed {seed}: {score['value']:.2f}", flush=True)
     print(json.dumps(summarised(rows)))
 
 
@@ -60,9 +62,9 @@ def training_table(data: Path, work: Path) -> Path:
     return path
 
 
-def settings(chosen: argparse.Namespace, table: Path, method: str, epsilon: float | None, seed: int) -> TrainConfig:
+def settings(chosen: argparse.Namespace, table: Path, method: str, epsilon: float, seed: int) -> TrainConfig:
     tree: dict[str, Any] = {
-        "run": str(chosen.work / f"{method}-{epsilon or 'inf'}-{seed}"),
+        "run": str(chosen.work / f"{method}-{epsilon:g}-{seed}"),
         "model": {"name": "minilm", "task": "classification"},
         "data": {
             "train": str(table),
@@ -71,7 +73,7 @@ def settings(chosen: argparse.Namespace, table: Path, method: str, epsilon: floa
             "label_column": "label",
             "max_length": 64,
         },
-        "privacy": {"epsilon": epsilon, "delta": 1e-6, "clip_norm": 5.0} if epsilon else {"disabled": True},
+        "privacy": {"disabled": True} if math.isinf(epsilon) else {"epsilon": epsilon, "delta": 1e-6, "clip_norm": 5.0},
         "train": {
             "method": method,
             "steps": chosen.steps,
@@ -104,10 +106,10 @@ def summarised(rows: list[dict[str, Any]]) -> dict[str, Any]:
         cells[method] = {"trainable_share": mine[0]["trainable_share"]}
         for epsilon in dict.fromkeys(row["epsilon"] for row in mine):
             values = [row["accuracy"] for row in mine if row["epsilon"] == epsilon]
-            cells[method][str(epsilon or "inf")] = {"mean": statistics.fmean(values), "seeds": values}
+            cells[method][f"{epsilon:g}"] = {"mean": statistics.fmean(values), "seeds": values}
     lora = cells.get("lora", {})
-    if "8.0" in lora and "inf" in lora:
-        cells["lora_gap_at_8"] = lora["inf"]["mean"] - lora["8.0"]["mean"]
+    if "8" in lora and "inf" in lora:
+        cells["lora_gap_at_8"] = lora["inf"]["mean"] - lora["8"]["mean"]
     return cells
 
 
