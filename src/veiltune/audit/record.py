@@ -19,11 +19,13 @@ Status = Literal["done", "failed", "not_applicable"]
 GroupName = Literal["all", "contributing", "personal", "rare"]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """A part of what is written down: frozen, nothing unknown in it."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class Rate(_Record):
+class Rate(Record):
     """Successes out of trials with intervals at 95 %."""
 
     successes: Count
@@ -50,7 +52,7 @@ class Rate(_Record):
         )
 
 
-class Estimate(_Record):
+class Estimate(Record):
     """A number that is no share of trials, such as an AUC, with its interval at 95 %."""
 
     value: float
@@ -58,7 +60,7 @@ class Estimate(_Record):
     high: float
 
 
-class Attack(_Record):
+class Attack(Record):
     """One attack: how it went on the half that chooses and on the half that is reported."""
 
     name: str
@@ -87,7 +89,7 @@ class Attack(_Record):
     """what it was run with"""
 
 
-class Group(_Record):
+class Group(Record):
     """Tokens of one kind, attacked by the strongest attack for them (chosen on the calibration half)."""
 
     name: GroupName
@@ -99,7 +101,7 @@ class Group(_Record):
     """tokens that would be enough, where there are too few"""
 
 
-class FrequencyBin(_Record):
+class FrequencyBin(Record):
     """Recovery of tokens by how often they occur in the public text."""
 
     label: str
@@ -107,7 +109,7 @@ class FrequencyBin(_Record):
     rate: Rate | None
 
 
-class RepeatedRelease(_Record):
+class RepeatedRelease(Record):
     """What would be recovered if the same texts were released again with fresh noise."""
 
     releases: Annotated[int, Field(ge=1)]
@@ -115,7 +117,7 @@ class RepeatedRelease(_Record):
     rate: Rate
 
 
-class Inversion(_Record):
+class Inversion(Record):
     """Embedding inversion: tokens back from released vectors."""
 
     strongest: str
@@ -130,7 +132,7 @@ class Inversion(_Record):
     repeated: tuple[RepeatedRelease, ...]
 
 
-class Control(_Record):
+class Control(Record):
     """A check of the audit itself."""
 
     name: Literal["positive", "shuffled"]
@@ -142,7 +144,7 @@ class Control(_Record):
     passed: bool
 
 
-class Labels(_Record):
+class Labels(Record):
     """What the vendor learns of the labels from gradients and activations."""
 
     mode: Literal["disclosed", "randomized_response"]
@@ -156,7 +158,7 @@ class Labels(_Record):
     attacks: tuple[Attack, ...]
 
 
-class Attribute(_Record):
+class Attribute(Record):
     """Inference of a sensitive attribute of texts, trained on some persons, tested on others."""
 
     name: str
@@ -169,14 +171,14 @@ class Attribute(_Record):
     attacks: tuple[Attack, ...]
 
 
-class ExtractionPoint(_Record):
+class ExtractionPoint(Record):
     """How well a customer's copy of the vendor's top agrees with it after so many queries."""
 
     queries: Annotated[int, Field(ge=1)]
     fidelity: Rate
 
 
-class Bound(_Record):
+class Bound(Record):
     """One proven limit."""
 
     name: str
@@ -188,7 +190,7 @@ class Bound(_Record):
     """what holds, against whom, and what it does not cover"""
 
 
-class Sizes(_Record):
+class Sizes(Record):
     """How much was attacked and trained on."""
 
     texts: Count
@@ -202,7 +204,7 @@ class Sizes(_Record):
     """share of the attacked tokens that never occur in the public text"""
 
 
-class AttackRecord(_Record):
+class AttackRecord(Record):
     """The whole of attacks.json."""
 
     format: Literal[1] = 1

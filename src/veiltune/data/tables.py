@@ -115,11 +115,7 @@ def read_table(
             label or attribute is missing.
         InputError: If the format is unknown.
     """
-    if str(source).startswith("hub:"):
-        columns = _read_hub(str(source))
-    else:
-        path = Path(source)
-        columns = _READERS[_format_of(path, format)](path)
+    columns = _columns(source, format)
 
     def column(name: str | None) -> list[str] | None:
         return None if name is None else _words(_pick(columns, name, source), f"{source}, column {name!r}")
@@ -133,15 +129,24 @@ def read_table(
 
 def read_columns(source: str | Path, names: Sequence[str], *, format: str = "auto") -> list[list[str]]:
     """Reads columns by name, one list a name; everything else is as in `read_table`."""
-    if str(source).startswith("hub:"):
-        columns = _read_hub(str(source))
-    else:
-        path = Path(source)
-        columns = _READERS[_format_of(path, format)](path)
+    columns = _columns(source, format)
     words = [_words(_pick(columns, name, source), f"{source}, column {name!r}") for name in names]
     if not all(words):
         raise DataError(f"{source} has no rows")
     return words
+
+
+def read_optional_column(source: str | Path, name: str, *, format: str = "auto") -> list[str] | None:
+    """Reads one column, None if the table has none of that name; everything else is as in `read_table`."""
+    columns = _columns(source, format)
+    return _words(columns[name], f"{source}, column {name!r}") if name in columns else None
+
+
+def _columns(source: str | Path, format: str) -> Columns:
+    if str(source).startswith("hub:"):
+        return _read_hub(str(source))
+    path = Path(source)
+    return _READERS[_format_of(path, format)](path)
 
 
 def _format_of(path: Path, format: str) -> str:

@@ -75,6 +75,25 @@ def load_base(name: str) -> BaseModel:
     return BaseModel(model=model.eval(), tokenizer=tokenizer, name=name, digest=weights_digest(model.state_dict()))
 
 
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer alone.
+
+    Args:
+        name: As in `load_base`.
+
+    Raises:
+        InputError: If there is none, or it cannot be read.
+    """
+    source = str(bundled_folder(name)) if name in BUNDLED else name
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load the tokenizer of {name!r}: {_first_line(error)}; {_remedy(name)}") from error
+    return tokenizer
+
+
 def classifier_model(base: BaseModel, *, num_labels: int, seed: int) -> PreTrainedModel:
     """Puts a new sequence classification head on a base model, in eval mode.
 

@@ -18,11 +18,13 @@ from veiltune.runs import RunFolder, storage_errors
 SAMPLE = Path("private", "audit", "sample.json")
 
 
-class _Content(BaseModel):
+class FileContent(BaseModel):
+    """A file that a report reads: what it does not know in it is left alone."""
+
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-class Summary(_Content):
+class Summary(FileContent):
     """The part of summary.json that a report shows."""
 
     utility: float
@@ -37,7 +39,7 @@ class Summary(_Content):
     bytes_down: int | None = None
 
 
-class Privacy(_Content):
+class Privacy(FileContent):
     """privacy.json: statements in words, with the numbers they need beside them."""
 
     representations: dict[str, Any]
@@ -48,7 +50,7 @@ class Privacy(_Content):
     adversary: str = ""
 
 
-class SampleText(_Content):
+class SampleText(FileContent):
     """One text, token by token."""
 
     tokens: tuple[str, ...]
@@ -63,7 +65,7 @@ class SampleText(_Content):
         return self
 
 
-class Sample(_Content):
+class Sample(FileContent):
     """private/audit/sample.json: texts that show what the strongest attack read."""
 
     texts: tuple[SampleText, ...]
@@ -115,16 +117,25 @@ def load_runs(paths: Sequence[Path], *, with_text: bool = True) -> list[Run]:
         InputError: If none or one twice is given, one is no run folder, was not audited, or a file is malformed.
         StorageError: If a file cannot be read.
     """
+    return [
+        _load_run(path, label=label, letter=letter, with_text=with_text) for path, label, letter in named_folders(paths)
+    ]
+
+
+def named_folders(paths: Sequence[Path]) -> list[tuple[Path, str, str]]:
+    """Each folder with its label and letter.
+
+    Raises:
+        InputError: If none is given, or one twice.
+    """
     if not paths:
         raise InputError("runs must name at least one run folder, got none")
     resolved = [path.resolve() for path in paths]
     for index, path in enumerate(resolved):
         if path in resolved[:index]:
             raise InputError(f"run {paths[index]} is given twice; name each run once")
-    return [
-        _load_run(path, label=label, letter=letter_of(index), with_text=with_text)
-        for index, (path, label) in enumerate(zip(paths, labels_of(resolved), strict=True))
-    ]
+    labels = labels_of(resolved)
+    return [(path, labels[index], letter_of(index)) for index, path in enumerate(paths)]
 
 
 def labels_of(paths: Sequence[Path]) -> list[str]:
@@ -156,7 +167,10 @@ def letter_of(index: int) -> str:
 def _load_run(path: Path, *, label: str, letter: str, with_text: bool) -> Run:
     run = RunFolder(path)
     if not run.config_path.is_file():
-        raise InputError(f"{path} is not a run folder: it has no config.toml; name a folder that `veiltune tune` wrote")
+        raise InputError(
+            f"{path} is not a run folder: it has no config.toml; name a folder that `veiltune tune` wrote, or one with a"
+            " leakage.json"
+        )
     with storage_errors(path):
         if not (path / "attacks.json").exists():
             raise InputError(f"{path} has no attacks.json; run `veiltune audit {path}` first")
@@ -165,8 +179,8 @@ def _load_run(path: Path, *, label: str, letter: str, with_text: bool) -> Run:
             label=label,
             letter=letter,
             config=load_config(TuneConfig, run.config_path),
-            summary=_checked(Summary, run, "summary.json"),
-            privacy=_checked(Privacy, run, "privacy.json"),
+            summary=checked(Summary, run, "summary.json"),
+            privacy=checked(Privacy, run, "privacy.json"),
             record=_read_record(run),
             sample=sample,
             sample_note=note,
@@ -181,25 +195,34 @@ def _read_record(run: RunFolder) -> AttackRecord:
             f"{run.path / 'attacks.json'} must be of format {FORMAT}, got {format!r}; "
             f"run `veiltune audit {run.path}` again with this version"
         )
-    return _validated(AttackRecord, content, run, "attacks.json", f"run `veiltune audit {run.path}` again")
+    return validated(AttackRecord, content, run, "attacks.json", f"run `veiltune audit {run.path}` again")
 
 
 def _read_sample(run: RunFolder) -> tuple[Sample | None, str]:
     if not (run.path / SAMPLE).exists():
         return None, "The audit kept none."
-    sample = _checked(Sample, run, str(SAMPLE), f"run `veiltune audit {run.path}` again")
+    sample = checked(Sample, run, str(SAMPLE), f"run `veiltune audit {run.path}` again")
     return (sample, "") if sample.texts else (None, "The audit kept none.")
 
 
 Content = TypeVar("Content", bound=BaseModel)
 
 
-def _checked(cls: type[Content], run: RunFolder, name: str, remedy: str = "it was changed after the run") -> Content:
-    return _validated(cls, run.read_json(name), run, name, remedy)
+def checked(cls: type[Content], run: RunFolder, name: str, remedy: str = "it was changed after the run") -> Content:
+    """Reads a JSON file of a folder.
+
+    Raises:
+        InputError: If it is missing, no JSON or malformed.
+    """
+    return validated(cls, run.read_json(name), run, name, remedy)
 
 
-def _validated(cls: type[Content], content: Any, run: RunFolder, name: str, remedy: str) -> Content:
-    """Names the key that is wrong, never its value: it may be text."""
+def validated(cls: type[Content], content: Any, run: RunFolder, name: str, remedy: str) -> Content:
+    """What a JSON file holds, checked.
+
+    Raises:
+        InputError: With the key that is wrong, never its value: it may be text.
+    """
     try:
         return cls.model_validate(content)
     except ValidationError as error:

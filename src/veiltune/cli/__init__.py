@@ -1,7 +1,8 @@
 """The `veiltune` command: parse, call one function, print, exit code.
 
-Exit codes: 0 done, 2 bad input, 3 privacy plan infeasible, 4 vendor refused or unreachable, 6 disk full or not
-writable, 130 stopped by Ctrl-C (the run resumes). Errors are one line on standard error.
+Exit codes: 0 done, 2 bad input, 3 privacy plan infeasible, 4 vendor or API refused or unreachable, 5 more privacy was
+claimed than an audit allows, 6 disk full or not writable, 7 a gate of `--fail-if` failed, 130 stopped by Ctrl-C (the
+run resumes). Errors are one line on standard error.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from veiltune.cli import measure
 from veiltune.errors import VeiltuneError
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 done, 2 bad input, 3 privacy plan infeasible, 4 vendor away or refusing, 6 disk, 130 stopped",
+    epilog="Exit codes: 0 done, 2 bad input, 3 privacy plan infeasible, 4 vendor away or refusing, 5 audited epsilon"
+    " above the claimed one, 6 disk, 7 a gate failed, 130 stopped",
 )
 vendor_app = typer.Typer(no_args_is_help=True, help="The vendor's side: certificates and the server.")
 tenant_app = typer.Typer(no_args_is_help=True, help="Who may connect.")
 app.add_typer(vendor_app, name="vendor")
+app.add_typer(measure.data_app, name="data")
 vendor_app.add_typer(tenant_app, name="tenant")
 
 State = Annotated[Path, typer.Option("--state", help="The vendor's folder: authority, job database, checkpoints.")]
@@ -142,59 +146,8 @@ def predict(
     typer.echo(f"{count} predictions in {output}; {run / 'privacy.json'} counts their releases")
 
 
-@app.command()
-def audit(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    public: Annotated[
-        str, typer.Option("--public", help="Public text to train attackers on: a .txt, a text a line, or a table.")
-    ],
-    preset: Annotated[str, typer.Option(help="quick (minutes), standard or full.")] = "standard",
-    public_column: Annotated[str, typer.Option(help="Column of the texts, if --public is a table.")] = "text",
-    attribute: Annotated[
-        str, typer.Option(help="Column of the training table with a sensitive attribute to infer.")
-    ] = "",
-    person: Annotated[str, typer.Option(help="Column that tells persons apart; without it, texts are split.")] = "",
-    personal_terms: Annotated[
-        str, typer.Option(help="File of names and other personal terms, one a line, to count apart.")
-    ] = "",
-    seed: Annotated[int, typer.Option(help="Of the sample and the attackers' training; never of noise.")] = 0,
-) -> None:
-    """Attack what a run really sent, with every attack there is, and write attacks.json into its folder.
-
-    Nothing is sent. The same command goes on where an interrupted one stopped.
-    """
-    from veiltune.audit.options import AuditOptions
-    from veiltune.audit.split import audit_run
-    from veiltune.terminal import TerminalReporter, print_audit
-
-    options = AuditOptions(
-        public=public,
-        preset=preset,
-        public_column=public_column,
-        attribute=attribute,
-        person=person,
-        personal_terms=personal_terms,
-        seed=seed,
-    )
-    with TerminalReporter() as reporter:
-        record = audit_run(run, options, reporter=reporter)
-    print_audit(record, run)
-
-
-@app.command()
-def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of audited runs.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
-    without_text: Annotated[
-        bool, typer.Option("--without-text", help="Leave out the sample texts, so that the page can be passed on.")
-    ] = False,
-) -> None:
-    """One page of what was claimed, what was measured and what it means; it opens without a network."""
-    from veiltune.report.page import write_report
-
-    write_report(runs, output, with_text=not without_text)
-    shown = "no texts" if without_text else "sample texts, so keep it where the texts are kept"
-    typer.echo(f"{output} (it contains {shown})")
+app.command()(measure.audit)
+app.command()(measure.report)
 
 
 @app.command()

@@ -1,0 +1,148 @@
+"""The model under audit, however it is given: a run folder, a model folder, a hub name or the address of an API."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from veiltune.audit.blackbox import BlackBox
+from veiltune.audit.http_api import open_api
+from veiltune.audit.lm.options import LeakageOptions
+from veiltune.audit.local_model import LocalModel
+from veiltune.config import TrainConfig, load_config
+from veiltune.errors import InputError
+from veiltune.models.adapters import load_adapter
+from veiltune.models.loading import BaseModel, load_base, load_tokenizer, weights_digest
+from veiltune.runs import RunFolder
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is claimed of a model: an accountant's upper bound."""
+
+    epsilon: float
+    delta: float
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A model to ask, and the public one to compare it with.
+
+    Attributes:
+        target: Under audit.
+        base: What training started from; None if the adversary is not given it.
+        tokenizer: Of both.
+        base_name: In the user's words.
+        claim: None if nothing is claimed.
+        folder: Where leakage.json goes.
+    """
+
+    target: BlackBox
+    base: BlackBox | None
+    tokenizer: Any
+    base_name: str | None
+    claim: Claim | None
+    folder: Path
+
+
+def open_models(options: LeakageOptions) -> Opened:
+    """Loads or reaches the models.
+
+    Raises:
+        InputError: If one cannot be had, is no causal language model, or the two do not share a tokenizer.
+    """
+    run = _run_of(options.model)
+    base_name = options.base or (run[1].model.name if run else "")
+    base = _causal(load_base(base_name), options) if base_name else None
+    if options.is_api:
+        tokenizer = load_tokenizer(options.tokenizer)
+        target: BlackBox = _api(options, tokenizer)
+    else:
+        loaded = _fine_tuned(*run) if run else load_base(options.model)
+        tokenizer = loaded.tokenizer
+        target = _local(_causal(loaded, options), options)
+    if base is not None:
+        _check_same_tokenizer(tokenizer, base.tokenizer)
+    return Opened(
+        target=target,
+        base=None if base is None else _local(base, options),
+        tokenizer=tokenizer,
+        base_name=base_name or None,
+        claim=_claim(options, run[0] if run else None),
+        folder=_folder(options, run[0] if run else None),
+    )
+
+
+def _run_of(name: str) -> tuple[RunFolder, TrainConfig] | None:
+    """A finished run of `veiltune train`, if the name is the folder of one."""
+    run = RunFolder(name)
+    if not run.config_path.is_file():
+        return None
+    config = load_config(TrainConfig, run.config_path)
+    if not (run.path / "summary.json").is_file():
+        raise InputError(f"{run.path} holds a run that is not finished; the same `veiltune train` goes on with it")
+    return run, config
+
+
+def _fine_tuned(run: RunFolder, config: TrainConfig) -> BaseModel:
+    base = load_base(config.model.name)
+    base.model.to(dtype=torch.float32)  # type: ignore[call-arg]  # transformers wraps `to`
+    load_adapter(base.model, run.path / "adapter")
+    digest = weights_digest(base.model.state_dict())
+    return BaseModel(model=base.model, tokenizer=base.tokenizer, name=str(run.path), digest=digest)
+
+
+def _causal(found: BaseModel, options: LeakageOptions) -> BaseModel:
+    if not hasattr(found.model, "lm_head"):
+        raise InputError(f"{found.name!r} is no causal language model: it gives no next-token vectors")
+    if len(found.tokenizer) > found.model.config.vocab_size:
+        raise InputError(
+            f"{found.name!r} has {found.model.config.vocab_size} tokens, its tokenizer {len(found.tokenizer)}; they do"
+            " not belong together"
+        )
+    if options.device != "cpu" and not torch.cuda.is_available():
+        raise InputError(f"--device must be 'cpu' on this machine, which has no CUDA device, got {options.device!r}")
+    return found
+
+
+def _local(found: BaseModel, options: LeakageOptions) -> LocalModel:
+    return LocalModel(found.model, found.tokenizer, name=found.name, device=options.device, bf16=options.bf16)
+
+
+def _api(options: LeakageOptions, tokenizer: Any) -> BlackBox:
+    key = os.environ.get(options.key_variable) if options.key_variable else None
+    if options.key_variable and not key:
+        raise InputError(f"the environment variable {options.key_variable} is not set; it must hold the API's key")
+    return open_api(options.model, model=options.api_model, tokenizer=tokenizer, key=key)
+
+
+def _check_same_tokenizer(one: Any, other: Any) -> None:
+    if one.get_vocab() != other.get_vocab():
+        raise InputError(
+            "the model and its base have different tokenizers, so their answers cannot be compared; name the base that"
+            " training started from as --base"
+        )
+
+
+def _claim(options: LeakageOptions, run: RunFolder | None) -> Claim | None:
+    if options.claimed_epsilon is not None:
+        return Claim(options.claimed_epsilon, 1e-5 if options.delta is None else options.delta, "example")
+    if run is None:
+        return None
+    summary = run.read_json("summary.json")
+    epsilon = float(summary["planned_epsilon"])  # with seeded noise, in tests, the claim is that of the plan
+    return Claim(epsilon, float(summary["delta"]), str(summary["unit"])) if math.isfinite(epsilon) else None
+
+
+def _folder(options: LeakageOptions, run: RunFolder | None) -> Path:
+    if options.output is not None:
+        return options.output
+    if run is None:
+        raise InputError("name a folder for leakage.json with --output; only a run folder has a place for it")
+    return run.path

@@ -1,0 +1,204 @@
+"""The commands that measure what leaks: `audit`, `report`, and `data synth`, which makes something to find."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from veiltune.errors import InputError
+
+data_app = typer.Typer(no_args_is_help=True, help="Text to train on and to look for.")
+
+SPLIT, MODEL = "A split run (with --public)", "A language model (with --manifest, or --data and --pii)"
+_CLAIM_BROKEN, _GATE_FAILED = 5, 7
+
+
+def _split(text: str, *names: str) -> typer.models.OptionInfo:
+    return typer.Option(*names, help=text, rich_help_panel=SPLIT)  # type: ignore[no-any-return]  # typer says Any
+
+
+def _model(text: str, *names: str) -> typer.models.OptionInfo:
+    return typer.Option(*names, help=text, rich_help_panel=MODEL)  # type: ignore[no-any-return]  # typer says Any
+
+
+def audit(
+    run: Annotated[
+        str, typer.Argument(help="Folder of a finished run; or a model folder, a hub name or an API's address.")
+    ],
+    preset: Annotated[
+        str, typer.Option(help="Split run: quick, standard (default), full. Language model: ci, std (default), full.")
+    ] = "",
+    seed: Annotated[int, typer.Option(help="Of the sample and the attackers' training; never of noise.")] = 0,
+    public: Annotated[
+        str, _split("Public text to train attackers on: a .txt, a text a line, or a table.", "--public")
+    ] = "",
+    public_column: Annotated[str, _split("Column of the texts, if --public is a table.")] = "text",
+    attribute: Annotated[str, _split("Column of the training table with a sensitive attribute to infer.")] = "",
+    person: Annotated[str, _split("Column that tells persons apart; without it, texts are split.")] = "",
+    personal_terms: Annotated[str, _split("File of names and other personal terms, one a line, to count apart.")] = "",
+    manifest: Annotated[Path | None, _model("Manifest of the corpus, as `veiltune data synth` wrote it.")] = None,
+    data: Annotated[Path | None, _model("Folder with the training text, where there is no manifest.")] = None,
+    pii: Annotated[
+        Path | None,
+        _model("Table of its secrets: type, value; also person, and member (0: a control).", "--pii"),
+    ] = None,
+    base: Annotated[str, _model("Public model that training started from; a run folder knows its own.")] = "",
+    output: Annotated[
+        Path | None, _model("Folder for leakage.json; a run folder has a place for it.", "--output", "-o")
+    ] = None,
+    fail_if: Annotated[
+        list[str] | None, _model("Gate, e.g. 'excess_recall_upper > 0.01': exit code 7 if true. Repeatable.")
+    ] = None,
+    claimed_epsilon: Annotated[float | None, _model("What is claimed, where no run folder says so.")] = None,
+    delta: Annotated[float | None, _model("Of that claim; 1e-5 if not given.")] = None,
+    tokenizer: Annotated[str, _model("Model folder with the tokenizer of an API's model.")] = "",
+    api_model: Annotated[str, _model("Name of the model at an API.")] = "",
+    key_variable: Annotated[str, _model("Environment variable that holds the API's key.")] = "",
+    device: Annotated[str, _model("Where a local model computes: cpu, cuda or cuda:N.")] = "cpu",
+    bf16: Annotated[bool, _model("Compute a local model's matrix products in bfloat16.", "--bf16")] = False,
+) -> None:
+    """Attack a finished run or a language model with every attack there is, and write down what leaks.
+
+    Of a split run: what the vendor could read (attacks.json). Of a language model: what someone who queries it could
+    find out of its training text (leakage.json). The same command goes on where an interrupted one stopped.
+    """
+    if not public:
+        if not (manifest or data or pii):
+            raise InputError(
+                "name what to look for: --public TEXT for a split run; --manifest FILE, or --data DIR and --pii FILE,"
+                " for a language model"
+            )
+        from veiltune.audit.lm.options import LeakageOptions
+
+        _audit_model(
+            LeakageOptions(
+                model=run,
+                manifest=manifest,
+                data=data,
+                pii=pii,
+                base=base,
+                tokenizer=tokenizer,
+                api_model=api_model,
+                key_variable=key_variable,
+                output=output,
+                preset=preset or "std",
+                claimed_epsilon=claimed_epsilon,
+                delta=delta,
+                device=device,
+                bf16=bf16,
+                seed=seed,
+            ),
+            fail_if or [],
+        )
+        return
+    if manifest or data or pii:
+        raise InputError("--public audits a split run, --manifest and --data a language model; give one of them")
+    from veiltune.audit.options import AuditOptions
+    from veiltune.audit.split import audit_run
+    from veiltune.terminal import TerminalReporter, print_audit
+
+    options = AuditOptions(
+        public=public,
+        preset=preset or "standard",
+        public_column=public_column,
+        attribute=attribute,
+        person=person,
+        personal_terms=personal_terms,
+        seed=seed,
+    )
+    with TerminalReporter() as reporter:
+        record = audit_run(Path(run), options, reporter=reporter)
+    print_audit(record, Path(run))
+
+
+def _audit_model(options: object, fail_if: list[str]) -> None:
+    from transformers.utils.logging import disable_progress_bar
+
+    from veiltune.audit.lm.gates import Gate, failures
+    from veiltune.audit.lm.options import LeakageOptions
+    from veiltune.audit.lm.session import audit_model
+    from veiltune.terminal import TerminalReporter
+    from veiltune.terminal_leakage import print_leakage
+
+    assert isinstance(options, LeakageOptions)
+    gates = [Gate.parse(text) for text in fail_if]
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    with TerminalReporter() as reporter:
+        record = audit_model(options, gates=gates, reporter=reporter)
+    print_leakage(record, options.output or Path(options.model))
+    bound = record.audited_epsilon
+    if bound is not None and bound.exceeds_claim:
+        typer.echo(
+            f"veiltune: audited epsilon {bound.epsilon:.3g} (at {bound.confidence:.0%} confidence) is above the claimed"
+            f" {bound.claimed_epsilon:.3g}: the implementation or the claim is wrong",
+            err=True,
+        )
+        raise typer.Exit(_CLAIM_BROKEN)
+    failed = failures(gates, record)
+    for line in failed:
+        typer.echo(f"veiltune: gate failed: {line}", err=True)
+    if failed:
+        raise typer.Exit(_GATE_FAILED)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of audited runs.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
+    without_text: Annotated[
+        bool, typer.Option("--without-text", help="Leave out the sample texts, so that the page can be passed on.")
+    ] = False,
+) -> None:
+    """One page of what was claimed, what was measured and what it means; it opens without a network."""
+    from veiltune.report.page import write_report
+
+    write_report(runs, output, with_text=not without_text)
+    shown = "no texts" if without_text else "sample texts, so keep it where the texts are kept"
+    typer.echo(f"{output} (it contains {shown})")
+
+
+@data_app.command()
+def synth(
+    folder: Annotated[Path, typer.Argument(help="New or empty folder to write to.")],
+    preset: Annotated[str, typer.Option(help="ci, std or full; the options below override it.")] = "std",
+    persons: Annotated[
+        int | None, typer.Option(help="Persons in the training text; each has a twin who is not.")
+    ] = None,
+    population: Annotated[int | None, typer.Option(help="Persons of population.jsonl.")] = None,
+    validation: Annotated[int | None, typer.Option(help="Persons of validation.jsonl.")] = None,
+    canaries: Annotated[int | None, typer.Option(help="Canaries whose inclusion a coin decides.")] = None,
+    exposure_canaries: Annotated[
+        int | None, typer.Option(help="Canaries for each family and number of insertions.")
+    ] = None,
+    references: Annotated[int | None, typer.Option(help="Secrets of each family that are never inserted.")] = None,
+    carrier_share: Annotated[float | None, typer.Option(help="Least share of words without personal data.")] = None,
+    locale: Annotated[list[str] | None, typer.Option(help="en_US or zh_CN. Repeatable.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed and options give the same bytes.")] = 0,
+) -> None:
+    """Write a corpus with known secrets, none of a real person, and the answer key for `veiltune audit`."""
+    from dataclasses import replace
+
+    from veiltune._validate import one_of
+    from veiltune.data.synth import PRESETS, synthesise
+
+    given: dict[str, Any] = {
+        "persons": persons,
+        "population": population,
+        "validation": validation,
+        "canaries": canaries,
+        "exposure_canaries": exposure_canaries,
+        "references": references,
+        "carrier_share": carrier_share,
+        "locales": tuple(locale) if locale else None,
+    }
+    chosen = PRESETS[one_of(PRESETS, preset=preset)]
+    options = replace(chosen, seed=seed, **{name: value for name, value in given.items() if value is not None})
+    summary = synthesise(folder, options)
+    train = summary.documents["train"]
+    typer.echo(
+        f"{folder}: {sum(train.values()):,} documents to train on ({summary.carrier_share:.0%} of the words without"
+        f" personal data, {summary.canary_share:.1%} in canaries), {summary.persons['in']} persons in it and"
+        f" {summary.persons['out']} twins who are not"
+    )
+    typer.echo(f"answer key, keep it from whoever trains: {summary.manifest} (SHA-256 {summary.digest[:12]}...)")
