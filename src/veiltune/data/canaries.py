@@ -33,7 +33,7 @@ def secret_bits() -> dict[str, float]:
 def make_canaries(
     people: People, *, seed: int, epsilon: int, exposure: Mapping[int, int], references: int, locales: Sequence[str]
 ) -> list[Canary]:
-    """Canaries of all purposes, half of each family; sorted by id, which are numbered at random.
+    """Canaries of all purposes; sorted by id, which are numbered at random. Those for epsilon are "random".
 
     Guarantee:
         Secrets are drawn uniformly and independently of everything else, and each canary for epsilon is included by a
@@ -43,15 +43,14 @@ def make_canaries(
     Args:
         people: Who the persons of "pii" are drawn from, so that nobody else has their values.
         seed: Of secrets and coins.
-        epsilon: Number of canaries for the bound, of both families together.
+        epsilon: Number of canaries for the bound, all of the family that is nearer to the worst case.
         exposure: Number of canaries of each family, by how often they are inserted.
         references: Number of references of each family.
         locales: Of prefixes, drawn evenly; the same for canaries and references.
     """
     wanted: list[tuple[str, str, int]] = []  # family, purpose, repetitions
-    for index, family in enumerate(FAMILIES):
-        coins = (epsilon + 1 - index) // 2
-        wanted += [(family, "epsilon", seeded(seed, "coin", family, n).getrandbits(1)) for n in range(coins)]
+    wanted += [("random", "epsilon", seeded(seed, "coin", n).getrandbits(1)) for n in range(epsilon)]
+    for family in FAMILIES:
         wanted += [(family, "exposure", times) for times, number in exposure.items() for _ in range(number)]
         wanted += [(family, "reference", 0)] * references
     seeded(seed, "canary order").shuffle(wanted)

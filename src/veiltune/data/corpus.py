@@ -43,7 +43,7 @@ class SynthOptions:
         persons: Number of twins: so many persons are in the training text and so many are not.
         population: Persons of population.jsonl.
         validation: Persons of validation.jsonl.
-        canaries: Canaries whose inclusion a coin decides, half of each family.
+        canaries: Canaries of random letters whose inclusion a coin decides.
         exposure_canaries: Canaries that are always included, for each number of insertions and family.
         references: Secrets that are never included, for each family.
         carrier_share: Least share of the words of each file that is in texts without personal data.
