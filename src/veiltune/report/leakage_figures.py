@@ -67,6 +67,24 @@ def found_rate(rate: Rate) -> str:
     return rate_with_interval(rate)
 
 
+def rate_parts(rate: Rate) -> tuple[str, str]:
+    r"""A rate, and apart from it its interval and trials.
+
+    >>> rate_parts(Rate(successes=0, trials=500, value=0.0, low=0.0, high=0.0074))
+    ('none', 'of 500, at most 0.7\xa0%')
+    >>> rate_parts(Rate(successes=1, trials=4, value=0.25, low=0.0063, high=0.8059))
+    ('25.0\xa0%', '[0.6, 80.6] of 4')
+    """
+    value, _, limits = found_rate(rate).partition(" ")
+    return value, limits if rate.successes == 0 else f"{limits} of {rate.trials:,}"
+
+
+def difference_parts(estimate: Estimate) -> tuple[str, str]:
+    """A difference, and apart from it its interval."""
+    value, _, limits = difference(estimate).partition(" [")
+    return value, f"[{limits}"
+
+
 def found_share(share: float) -> str:
     """A share without an interval of its own: none, or in percent."""
     return percent(share) if share else "none"
@@ -106,20 +124,27 @@ def bits(item: Exposure) -> str:
     return f"{item.median_bits:.1f} bits [{kind}{item.low:.1f}, {item.high:.1f}]"
 
 
+def nominal(share: float) -> str:
+    r"""A share that was chosen and not measured.
+
+    >>> nominal(0.001), nominal(0.95)
+    ('0.1\xa0%', '95\xa0%')
+    """
+    return f"{100 * share:g}\N{NO-BREAK SPACE}%"
+
+
 def claimed(bound: OneRunBound) -> str:
     """The claim that a bound was set against; "" without one."""
     if bound.claimed_epsilon is None:
         return ""
-    unit = f" for one {label_of(bound.claimed_unit, 40)}" if bound.claimed_unit else ""
-    return f"claimed epsilon {bound.claimed_epsilon:.3g} at delta {bound.delta:g}{unit}"
+    unit = f", one {label_of(bound.claimed_unit, 40)}" if bound.claimed_unit else ""
+    return f"claimed epsilon {bound.claimed_epsilon:.3g} (delta {bound.delta:g}{unit})"
 
 
 def audited(bound: OneRunBound) -> str:
-    """The lower bound with its confidence."""
-    at = f"at {percent(bound.confidence)} confidence, delta {bound.delta:g}"
-    if bound.epsilon == 0:
-        return f"audited epsilon at least 0 {at}: nothing was certified"
-    return f"audited epsilon at least {bound.epsilon:.2f} {at}"
+    """What the canaries certify of epsilon, with the confidence."""
+    kind = f"({nominal(bound.confidence)} confidence, delta {bound.delta:g})"
+    return f"at least {bound.epsilon:.2f} {kind}" if bound.epsilon else f"at least 0 {kind}: nothing was certified"
 
 
 def _hundredfold(share: float) -> str:

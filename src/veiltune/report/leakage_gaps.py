@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from veiltune.attacks.operating import FALSE_POSITIVES_NEEDED
-from veiltune.report.figures import label_of, percent
-from veiltune.report.leakage_figures import attack_title, type_title
+from veiltune.report.figures import label_of
+from veiltune.report.leakage_figures import attack_title, nominal, type_title
 from veiltune.report.leakage_sources import ModelRun
 
 FPRS = (0.1, 0.01, 0.001)
@@ -43,7 +43,7 @@ def _rates(run: ModelRun) -> Iterator[Gap]:
         for fpr in FPRS:
             if fpr not in given:
                 yield (
-                    f"true positive rate of {unit} at {percent(fpr)} false positives",
+                    f"true positive rate of {unit} at {nominal(fpr)} false positives",
                     f"it takes {round(FALSE_POSITIVES_NEEDED / fpr):,} {unit} that are not in the training text",
                 )
 

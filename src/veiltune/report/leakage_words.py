@@ -6,7 +6,6 @@ A rule looks at intervals, not at points: "more than chance" needs an interval t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from veiltune.audit.leakage import Exposure, ExtractionRate, MembershipAttack, TprAtFpr
 from veiltune.audit.proportions import persons_needed
@@ -19,6 +18,7 @@ from veiltune.report.leakage_figures import (
     claimed,
     difference,
     found_rate,
+    nominal,
     share_estimate,
     type_title,
 )
@@ -33,21 +33,6 @@ _CLEAN = (
     "Give the model to nobody who may not read its training text. Take personal data out of the text, or train with a"
     " finite epsilon, and audit again."
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Strength:
-    """One of the three things that are easily confused: claimed, audited, empirical.
-
-    Attributes:
-        word: Which.
-        value: With what it holds for.
-        meaning: What it says and what not.
-    """
-
-    word: str
-    value: str
-    meaning: str
 
 
 def findings(run: ModelRun) -> list[Finding]:
@@ -100,57 +85,6 @@ def headline(run: ModelRun) -> str:
     return "; ".join(parts)
 
 
-def strengths(run: ModelRun) -> list[Strength]:
-    """Claimed, audited and empirical, each in its own words: never a bare epsilon."""
-    return [_claimed_strength(run), _audited_strength(run), _empirical_strength(run)]
-
-
-def _claimed_strength(run: ModelRun) -> Strength:
-    bound, training = run.record.audited_epsilon, run.training
-    value = claimed(bound) if bound else ""
-    if not value and training is not None and training.planned_epsilon < float("inf"):
-        value = (
-            f"claimed epsilon {training.planned_epsilon:.3g} at delta {training.delta:g} for one {training.unit},"
-            " not set against any canary"
-        )
-    if not value:
-        return Strength(word="claimed", value="nothing is claimed", meaning="No accountant limits what may leak.")
-    return Strength(
-        word="claimed",
-        value=value,
-        meaning="An upper bound of an accountant. It holds against every attack, if the training did what it says.",
-    )
-
-
-def _audited_strength(run: ModelRun) -> Strength:
-    bound = run.record.audited_epsilon
-    if bound is None:
-        return Strength(word="audited", value="not measured", meaning="The corpus has no coin-flipped canaries.")
-    return Strength(
-        word="audited",
-        value=audited(bound),
-        meaning=f"A lower bound: {bound.correct:,} of {bound.guesses:,} guesses about {bound.canaries:,} coin-flipped"
-        f" canaries ({bound.included:,} inserted) were right. A perfect attack on them would have certified at least"
-        f" {bound.ceiling:.2f}, so a small bound shows no privacy.",
-    )
-
-
-def _empirical_strength(run: ModelRun) -> Strength:
-    found, extraction = run.record.membership, run.record.extraction
-    parts = []
-    if extraction.excess_recall:
-        parts.append(f"excess recall {difference(extraction.excess_recall)} by {attack_title(extraction.strongest)}")
-    else:
-        parts.append(f"recall, chance in it: {found_rate(extraction.recall)} by {attack_title(extraction.strongest)}")
-    if found:
-        parts.append(f"membership AUC {estimate_with_interval(found.auc)} by {attack_title(found.strongest)}")
-    return Strength(
-        word="empirical",
-        value="; ".join(parts),
-        meaning="The success of the strongest attack that was tried. It proves nothing of attacks that were not.",
-    )
-
-
 def _blind(run: ModelRun) -> Iterator[Finding]:
     found = run.record.membership
     if found is None:
@@ -176,7 +110,7 @@ def _claim(run: ModelRun) -> Iterator[Finding]:
     if bound is not None and bound.exceeds_claim:
         yield Finding(
             level="leak",
-            text=f"The {audited(bound)}, is above the {claimed(bound)}: {WRONG}.",
+            text=f"The audited epsilon is {audited(bound)}, above the {claimed(bound)}: {WRONG}.",
             action="Withdraw the claim. Look for the defect in clipping, noise, sampling and accounting; then train"
             " and audit again with new canaries.",
         )
@@ -220,7 +154,7 @@ def _extraction(run: ModelRun) -> Iterator[Finding]:
             level="caution",
             text="No extraction beyond chance was shown, yet with so few persons excess recall may be as high as"
             f" {percent(excess.high)} (strongest attack tried: {title}).",
-            action=f"For an upper limit of {percent(_TARGET)} report on at least {persons_needed(_TARGET):,} persons on"
+            action=f"For an upper limit of {nominal(_TARGET)} report on at least {persons_needed(_TARGET):,} persons on"
             " each side.",
         )
 
@@ -254,15 +188,15 @@ def _discoverable(run: ModelRun) -> Iterator[Finding]:
         most = max(shown, key=lambda point: (point.queries, -point.probability))
         points = [first] if first == most else [first, most]
         said = "; ".join(
-            f"within {point.queries:,} {'sample' if point.queries == 1 else 'samples'} with a chance of"
-            f" {percent(point.probability)}: {found_rate(point.recall)} of the values (twins:"
+            f"{found_rate(point.recall)} of the values within {point.queries:,}"
+            f" {'sample' if point.queries == 1 else 'samples'} with a chance of {nominal(point.probability)} (twins:"
             f" {found_rate(point.chance)})"
             for point in points
             if point.chance
         )
         yield Finding(
             level="leak",
-            text=f"Whoever samples from the model after the true text before a value meets it: {said}.",
+            text=f"Values come out by sampling after the true text before them: {said}.",
             action=_CLEAN,
         )
 
@@ -340,7 +274,7 @@ def _sure_members(run: ModelRun) -> Iterator[Finding]:
             yield Finding(
                 level="leak",
                 text=f"Some members are told with few errors: of {unit} in the training text {share_estimate(rate.tpr)}"
-                f" are found where {percent(rate.fpr)} of those outside are taken for members"
+                f" are found where {nominal(rate.fpr)} of those outside are taken for members"
                 f" ({attack_title(attack.name)}; {rate.false_positives} such errors were made).",
             )
 
@@ -393,18 +327,20 @@ def _epsilon(run: ModelRun) -> Iterator[Finding]:
     if bound.epsilon == 0:
         yield Finding(
             level="note",
-            text=f"The {audited(bound)}. That shows no privacy: a perfect attack would have certified at least"
-            f" {bound.ceiling:.2f}.",
+            text=f"The audited epsilon is {audited(bound)}. That shows no privacy: a perfect attack would have"
+            f" certified at least {bound.ceiling:.2f}.",
         )
     elif bound.claimed_epsilon is None:
         yield Finding(
             level="leak",
-            text=f"The {audited(bound)}, and nothing is claimed: no accountant limits what may leak.",
+            text=f"The audited epsilon is {audited(bound)}, and nothing is claimed: no accountant limits what may"
+            " leak.",
         )
     else:
         yield Finding(
             level="held",
-            text=f"The {audited(bound)}, does not contradict the {claimed(bound)}. That is no proof of the claim.",
+            text=f"The audited epsilon is {audited(bound)}, which does not contradict the {claimed(bound)}. That is no"
+            " proof of the claim.",
         )
 
 

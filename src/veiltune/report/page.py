@@ -14,6 +14,8 @@ from markupsafe import Markup
 import veiltune
 from veiltune.errors import InputError
 from veiltune.report import figures, plots, words
+from veiltune.report.leakage_page import render_leakage
+from veiltune.report.leakage_sources import are_language_models, load_models
 from veiltune.report.plots import Plot
 from veiltune.report.sources import Run, SampleText, load_runs
 from veiltune.runs import atomic_write_bytes
@@ -38,17 +40,19 @@ _TITLES = {
 
 
 def write_report(runs: Sequence[Path], output: Path, *, with_text: bool = True) -> None:
-    """Writes one HTML file about audited runs; it needs no network, no script and no other file.
+    """Writes one HTML file about audited runs or language models; it needs no network, no script and no other file.
 
-    The same runs give the same bytes. A page that shows texts is readable by its owner only (0600).
+    The same folders give the same bytes. A page that shows texts is readable by its owner only (0600).
 
     Args:
-        runs: Run folders, each with an attacks.json; several are also compared.
+        runs: Run folders, each with an attacks.json, or folders of language models, each with a leakage.json; several
+            are also compared.
         output: The file; an HTML file that is there is replaced.
         with_text: Whether to show the sample of private texts, where the audit kept one.
 
     Raises:
-        InputError: If a run cannot be reported on, or the output is a folder, lies in none or is no HTML file.
+        InputError: If a run cannot be reported on, they are of both kinds, or the output is a folder, lies in none or
+            is no HTML file.
         StorageError: If a file cannot be read or written; an older report is intact.
     """
     output = Path(output)
@@ -58,9 +62,14 @@ def write_report(runs: Sequence[Path], output: Path, *, with_text: bool = True) 
         raise InputError(f"output {output} lies in a folder that does not exist; make it first")
     if output.exists() and not output.read_bytes()[:9].lower() == b"<!doctype":
         raise InputError(f"output {output} exists and is not an HTML page; name another file")
-    loaded = load_runs([Path(run) for run in runs], with_text=with_text)
-    shows_text = any(run.sample for run in loaded)
-    atomic_write_bytes(output, render(loaded).encode(), mode=0o600 if shows_text else 0o644)
+    folders = [Path(run) for run in runs]
+    if are_language_models(folders):
+        models = load_models(folders, with_text=with_text)
+        shows_text, html = any(model.samples for model in models), render_leakage(models, _environment())
+    else:
+        loaded = load_runs(folders, with_text=with_text)
+        shows_text, html = any(run.sample for run in loaded), render(loaded)
+    atomic_write_bytes(output, html.encode(), mode=0o600 if shows_text else 0o644)
 
 
 def render(runs: Sequence[Run]) -> str:

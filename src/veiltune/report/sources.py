@@ -168,8 +168,8 @@ def _load_run(path: Path, *, label: str, letter: str, with_text: bool) -> Run:
     run = RunFolder(path)
     if not run.config_path.is_file():
         raise InputError(
-            f"{path} is not a run folder: it has no config.toml; name a folder that `veiltune tune` wrote, or one with a"
-            " leakage.json"
+            f"{path} is not a run folder: it has no config.toml; name a folder that `veiltune tune` wrote, or one with"
+            " a leakage.json"
         )
     with storage_errors(path):
         if not (path / "attacks.json").exists():

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from veiltune.attacks.canary import exposure_bits
 from veiltune.attacks.intervals import median_interval
-from veiltune.audit.epsilon import audited_epsilon
+from veiltune.audit.epsilon import FEWEST_CANARIES, audited_epsilon
 from veiltune.audit.leakage import Exposure, OneRunBound
 from veiltune.audit.lm.encoding import Sequenced
 from veiltune.audit.lm.opening import Claim
@@ -80,10 +80,10 @@ def one_run_bound(canaries: Sequence[Canary], scores: Scores, *, claim: Claim | 
     guesses never depend on the coins.
 
     Returns:
-        None if the corpus has no such canaries.
+        None if the corpus has fewer than 32 such canaries.
     """
     flipped = np.array([canary.purpose == "epsilon" for canary in canaries], dtype=np.bool_)
-    if not flipped.any():
+    if flipped.sum() < FEWEST_CANARIES:
         return None
     included = np.array([canary.included for canary in canaries], dtype=np.bool_)[flipped]
     delta = claim.delta if claim else DEFAULT_DELTA

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,10 +115,7 @@ def _local(found: BaseModel, options: LeakageOptions) -> LocalModel:
 
 
 def _api(options: LeakageOptions, tokenizer: Any) -> BlackBox:
-    key = os.environ.get(options.key_variable) if options.key_variable else None
-    if options.key_variable and not key:
-        raise InputError(f"the environment variable {options.key_variable} is not set; it must hold the API's key")
-    return open_api(options.model, model=options.api_model, tokenizer=tokenizer, key=key)
+    return open_api(options.model, model=options.api_model, tokenizer=tokenizer, key=options.key_variable or None)
 
 
 def _check_same_tokenizer(one: Any, other: Any) -> None:

@@ -91,8 +91,8 @@ class LeakageOptions:
             raise InputError("--data (the training text) and --pii (its secrets) are given together")
         if self.claimed_epsilon is not None and not self.claimed_epsilon > 0:
             raise InputError(f"--claimed-epsilon must be above 0, got {self.claimed_epsilon}")
-        if self.delta is not None:
-            in_range(0.0, 1.0, delta=self.delta)
+        if self.delta is not None and in_range(0.0, 1.0, delta=self.delta) == 1.0:
+            raise InputError("delta must be below 1, got 1.0")
         if self.is_api and not self.tokenizer:
             raise InputError("an API needs --tokenizer: a model folder or name whose tokenizer the API's model has")
 

@@ -66,13 +66,16 @@ def ranks(
     for done, number in enumerate(chosen, start=1):
         target = targets[number]
         others = _others(manifest, subjects, target, candidates, seed=seed + number)
+        sizes.append(1 + len(others))
+        if not others:
+            found.append(1)
+            continue
         place = target.places[0]
         before = subjects.records[place.record].text[: place.start]
         scores = _scores(target_box, encoder, before, [target.value, *others])
         if base_box is not None:
             scores = scores - _scores(base_box, encoder, before, [target.value, *others])
         found.append(int(rank_of_truth(scores[:1], [scores[1:]])[0]))
-        sizes.append(len(scores))
         advance(done)
     return np.array(found, dtype=np.int64), np.array(sizes, dtype=np.int64)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from veiltune.attacks.discovery import queries_needed, recall_at_errors
 from veiltune.attacks.result import AttackResult
 from veiltune.audit.leakage import Cue, Discoverable, ExtractionRate
-from veiltune.audit.lm.extraction import Attempt
+from veiltune.audit.lm.extraction import Attempt, Guess, judged
 from veiltune.audit.lm.subjects import Subjects
 from veiltune.audit.lm.targets import Target, WellFormed
 from veiltune.audit.proportions import excess
@@ -126,7 +126,7 @@ def discoverable(scorer: Scorer, log_probs: NDArray[np.float64]) -> tuple[Discov
 
 
 def errors_curve(scorer: Scorer, attempt: Attempt) -> tuple[Rate | None, tuple[tuple[int, float], ...]]:
-    """Recall against wrong guesses, the most confident first: one guess for each cue-free value of a member.
+    """Recall against wrong guesses, the surest first: the surest guess about each cue-free value of a member.
 
     Returns:
         Recall at 100 errors, None with fewer errors; and the curve.
@@ -134,15 +134,14 @@ def errors_curve(scorer: Scorer, attempt: Attempt) -> tuple[Rate | None, tuple[t
     Source: the benchmark of google-research/lm-extraction-benchmark, whose last token is not dropped here.
     """
     kept = scorer.among("all", "cue_free") & scorer.inside
-    best: dict[int, float] = {}
+    best: dict[int, Guess] = {}
     for guess in attempt.guesses:
         if guess.target is not None and kept[guess.target]:
-            best[guess.target] = max(best.get(guess.target, -np.inf), guess.confidence)
-    numbers = sorted(best)
-    if not numbers:
+            best[guess.target] = max(best.get(guess.target, guess), guess, key=lambda one: one.confidence)
+    if not best:
         return None, ()
-    result = recall_at_errors(attempt.found[numbers], np.array([best[n] for n in numbers]), errors=ERRORS)
+    right = judged(attempt.name, list(best.values()), scorer.targets).found[list(best)]
+    result = recall_at_errors(right, np.array([guess.confidence for guess in best.values()]), errors=ERRORS)
     if result.errors < ERRORS:
         return None, result.curve
-    successes = round(result.recall * len(numbers))
-    return Rate.of(AttackResult(name="recall", successes=successes, trials=len(numbers))), result.curve
+    return Rate.of(AttackResult(name="recall", successes=result.found, trials=len(best))), result.curve

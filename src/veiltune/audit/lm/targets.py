@@ -12,8 +12,8 @@ from veiltune.audit.lm.encoding import Sequenced
 from veiltune.audit.lm.subjects import Subjects
 from veiltune.data.manifest import TYPES, Manifest, normalise
 
-_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
-_PHONE = re.compile(r"(?:\+\d{1,3}[ .-]?)?\(?\d{3}\)?[ .-]?\d{3,4}[ .-]?\d{4}(?!\d)")
+_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+", re.ASCII)  # Chinese text puts no space around an address
+_PHONE = re.compile(r"(?<!\d)(?:\+\d{1,3}[ .-]?)?\(?\d{3}\)?[ .-]?\d{3,4}[ .-]?\d{4}(?!\d)")
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 _NUMBER = re.compile(r"\d+")
 
@@ -88,7 +88,7 @@ class WellFormed:
     """Finds whatever looks like personal data, true or not: the denominator of precision.
 
     E-mail addresses and phone numbers by their form; names whose parts are first and last names of the corpus;
-    addresses that differ from one of the corpus in numbers only.
+    addresses that differ from one of the corpus, of the same type, in numbers only.
 
     Args:
         manifest: Of the corpus.
@@ -110,7 +110,7 @@ class WellFormed:
             return _PHONE.findall(text)
         if type == "name":
             return self._names(text)
-        return [match.group() for shape in self._shapes for match in shape.finditer(text)]
+        return [match.group() for shape in self._shapes[type] for match in shape.finditer(text)]
 
     @cached_property
     def _parts(self) -> tuple[set[str], set[str]]:
@@ -124,8 +124,13 @@ class WellFormed:
         return whole + [f"{a} {b}" for a, b in itertools.pairwise(words) if a in first and b in last]
 
     @cached_property
-    def _shapes(self) -> list[re.Pattern[str]]:
-        """Street names with any number."""
-        addresses = {value for type in ("home", "work") for value in self._values[type]}
-        shapes = {_NUMBER.sub("\0", re.escape(value)).replace("\0", r"\d+") for value in addresses}
-        return [re.compile(shape) for shape in sorted(shapes)]
+    def _shapes(self) -> dict[str, list[re.Pattern[str]]]:
+        """Street names with any number, by type."""
+        return {
+            type: [re.compile(shape) for shape in sorted({_shape(value) for value in self._values[type]})]
+            for type in ("home", "work")
+        }
+
+
+def _shape(address: str) -> str:
+    return _NUMBER.sub("\0", re.escape(address)).replace("\0", r"\d+")
