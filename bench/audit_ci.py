@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 import time
 from dataclasses import replace
@@ -21,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from small_model import fit, new_model, new_tokenizer, texts_of
 
 from veiltune.audit.leakage import LeakageRecord
 from veiltune.audit.lm.gates import figures
@@ -31,9 +29,10 @@ from veiltune.audit.lm.session import audit_model
 from veiltune.config import TrainConfig, parse_config
 from veiltune.data.synth import PRESETS, synthesise
 from veiltune.dp.session import train
+from veiltune.models.loading import load_base
 
 RUNS = ("undefended", "base", "dp")
-VOCABULARY, WIDTH, BLOCKS, CONTEXT = 2048, 128, 4, 192
+VOCABULARY, WIDTH, BLOCKS, CONTEXT, RATE = 2048, 192, 3, 192, 3e-3
 
 
 def main() -> None:
@@ -42,11 +41,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/audit_ci"))
     parser.add_argument("--runs", nargs="+", default=["undefended"], choices=RUNS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--base-epochs", type=float, default=4.0)
-    parser.add_argument("--epochs", type=float, default=12.0)
-    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"])
+    parser.add_argument("--base-epochs", type=float, default=2.0)
+    parser.add_argument("--epochs", type=float, default=16.0)
+    parser.add_argument("--dp-steps", type=int, default=40)
     parser.add_argument("--threads", type=int, default=0)
     chosen = parser.parse_args()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
     started = time.monotonic()
     folder = chosen.work / f"{chosen.preset}-{chosen.seed}"
     corpus = folder / "corpus"
@@ -63,34 +64,28 @@ def main() -> None:
 
 
 def base_model(folder: Path, corpus: Path, chosen: argparse.Namespace) -> Path:
-    """Random weights, then the population's text."""
-    begin = folder / "random"
-    if not (begin / "model.safetensors").exists():
-        tokenizer_of(corpus / "population.jsonl").save_pretrained(begin)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(chosen.seed)
-            config = GPT2Config(
-                vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=BLOCKS, n_head=4, n_positions=CONTEXT,
-                bos_token_id=0, eos_token_id=1, pad_token_id=2,
-            )  # fmt: skip
-            GPT2LMHeadModel(config).save_pretrained(begin)
-    train(settings(folder / "base", begin, corpus / "population.jsonl", corpus, chosen, epochs=chosen.base_epochs))
-    return folder / "base" / "merged"
+    """Trained on the population's text, from random weights."""
+    base = folder / "base"
+    if not (base / "model.safetensors").exists():
+        texts = texts_of(corpus / "population.jsonl")
+        tokenizer = new_tokenizer(texts, vocabulary=VOCABULARY)
+        model = new_model(tokenizer, width=WIDTH, blocks=BLOCKS, context=CONTEXT, seed=chosen.seed)
+        fit(model, tokenizer, texts, epochs=chosen.base_epochs, learning_rate=RATE, seed=chosen.seed)
+        tokenizer.save_pretrained(base)
+        model.save_pretrained(base)
+    return base
 
 
-def tokenizer_of(text: Path) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, trained on text of nobody who is audited."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    special = ["<bos>", "<eos>", "<pad>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )  # fmt: skip
-    core.train_from_iterator((json.loads(line)["text"] for line in text.open()), trainer)
-    core.post_processor = processors.TemplateProcessing(single="<bos> $A", pair=None, special_tokens=[("<bos>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+def undefended_model(folder: Path, base: Path, corpus: Path, chosen: argparse.Namespace) -> Path:
+    """Over-trained, each document for itself."""
+    fine = folder / "undefended"
+    if not (fine / "model.safetensors").exists():
+        found = load_base(str(base))
+        texts = texts_of(corpus / "train.jsonl")
+        fit(found.model, found.tokenizer, texts, epochs=chosen.epochs, learning_rate=RATE, seed=chosen.seed)
+        found.tokenizer.save_pretrained(fine)
+        found.model.save_pretrained(fine)
+    return fine
 
 
 def audited(name: str, folder: Path, corpus: Path, base: Path, chosen: argparse.Namespace) -> LeakageRecord:
@@ -98,44 +93,37 @@ def audited(name: str, folder: Path, corpus: Path, base: Path, chosen: argparse.
     options: dict[str, Any] = {"manifest": corpus / "manifest.jsonl", "preset": chosen.preset, "seed": chosen.seed}
     if name == "base":
         return audit_model(LeakageOptions(model=str(base), output=folder / "base-audit", **options))
-    text = corpus / "train.jsonl"
     if name == "undefended":
-        config = settings(folder / name, base, text, corpus, chosen, epochs=chosen.epochs)
-    else:
-        config = settings(folder / name, base, text, corpus, chosen, epsilon=8.0)
-    train(config)
+        model = undefended_model(folder, base, corpus, chosen)
+        return audit_model(LeakageOptions(model=str(model), base=str(base), output=model, **options))
+    train(settings(folder / name, base, corpus, chosen))
     return audit_model(LeakageOptions(model=str(folder / name), **options))
 
 
-def settings(
-    run: Path, model: Path, text: Path, corpus: Path, chosen: argparse.Namespace, *, epochs: float = 0.0,
-    epsilon: float = math.inf,
-) -> TrainConfig:  # fmt: skip
-    private = math.isfinite(epsilon)
+def settings(run: Path, base: Path, corpus: Path, chosen: argparse.Namespace) -> TrainConfig:
+    """Epsilon 8 for each person."""
     tree: dict[str, Any] = {
         "run": str(run),
-        "model": {"name": str(model), "task": "generation"},
+        "model": {"name": str(base), "task": "generation"},
         "data": {
-            "train": str(text),
+            "train": str(corpus / "train.jsonl"),
             "eval": str(corpus / "validation.jsonl"),
             "prompt_column": "",
             "target_column": "text",
             "person_column": "person",
             "max_length": CONTEXT,
         },
-        "privacy": {"epsilon": epsilon, "clip_norm": 1.0} if private else {"disabled": True},
+        "privacy": {"epsilon": 8.0, "clip_norm": 1.0},
         "train": {
             "method": "full",
-            "batch_size": 512 if private else 16,
+            "batch_size": 1024,
+            "steps": chosen.dp_steps,
             "learning_rate": 1e-3,
             "warmup_fraction": 0.05,
             "micro_batch": 32,
             "seed": chosen.seed,
-            "precision": chosen.precision,
             "threads": chosen.threads,
-            "save_merged": True,
-        }
-        | ({"steps": 60} if private else {"epochs": epochs}),
+        },
     }
     return parse_config(TrainConfig, tree)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import string
+import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn.utils.rnn import pad_sequence
@@ -18,9 +21,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from tiny import tiny_model
 from tiny_text import causal_tokenizer
+from veiltune.attacks.membership import TokenTrace
+from veiltune.audit.blackbox import BlackBox
 from veiltune.audit.lm.options import AuditSize
 from veiltune.audit.lm.subjects import Subjects
 from veiltune.audit.lm.targets import Target
+from veiltune.audit.tracing import Traced
+from veiltune.cli import main
 from veiltune.data.manifest import (
     TYPES,
     Canary,
@@ -81,14 +88,16 @@ def person_of(number: int, split: str, pair: str = "", *, cue: str = "cue_free",
 _FORMS = ("{name}: {email}", "Ask {name} at {email} today", "Mail to {email} ({name}) now")
 
 
-def write_short_manifest(path: Path, *, pairs: int = 44, coins: int = 40, seed: int = 0) -> Manifest:
+def write_short_manifest(
+    path: Path, *, pairs: int = 44, most: int = 2, coins: int = 40, references: int = 20, seed: int = 0
+) -> Manifest:
     """Records below 50 characters that mention name and e-mail address; numbers say nothing of the side."""
     rng = random.Random(seed)
     numbers = rng.sample(range(2 * pairs + 16), 2 * pairs + 16)
     persons: list[Person] = []
     forms: dict[str, list[str]] = {}
     for pair in range(pairs):
-        repetitions, chosen = 1 + pair % 2, rng.sample(_FORMS, 2)
+        repetitions, chosen = 1 + pair % most, rng.sample(_FORMS, most)
         for split in ("in", "out"):
             one = person_of(numbers.pop(), split, f"pair-{pair}", repetitions=repetitions)
             persons.append(one)
@@ -101,7 +110,7 @@ def write_short_manifest(path: Path, *, pairs: int = 44, coins: int = 40, seed: 
     persons.sort(key=lambda person: person.id)
     records = [_record(one, k, form) for one in persons for k, form in enumerate(forms[one.id])]
     records += [Record(f"carrier-{k}", "", "val", f"The {k} rivers are calm and wide", ()) for k in range(3)]
-    return _written(path, persons, records, short_canaries(coins, rng))
+    return _written(path, persons, records, short_canaries(coins, rng, references=references))
 
 
 def _record(person: Person, k: int, form: str) -> Record:
@@ -141,6 +150,23 @@ def save_tiny(folder: Path, *, seed: int = 0, family: str = "gpt2") -> Path:
     return folder
 
 
+class Habit(BlackBox):
+    """Answers by the last two tokens alone, from a table: as good as a model where only speed matters."""
+
+    vocabulary, context = 128, 64
+
+    def __init__(self, seed: int = 0, *, strength: float = 3.0) -> None:
+        rng = np.random.default_rng(seed)
+        tables = strength * rng.normal(size=(2, 128, 128))
+        self._tables = (tables - 40.0 * (np.arange(128) < 4)).astype(np.float32)  # special tokens next to never
+        self._tables[..., 1] = self._tables[..., 5]  # but for the end
+        self.name, self.digest = f"habit-{seed}", hashlib.sha256(self._tables.tobytes()).hexdigest()
+
+    def next_token_log_probs(self, prefixes: Sequence[Sequence[int]]) -> Any:
+        logits = np.stack([self._tables[0, p[-1]] + self._tables[1, p[-2] if len(p) > 1 else 0] for p in prefixes])
+        return logits - np.log(np.exp(logits.astype(np.float64)).sum(axis=1, keepdims=True)).astype(np.float32)
+
+
 def subjects_of(persons: Sequence[Person], *, calibrates: Sequence[bool] | None = None) -> Subjects:
     """Both sides without records."""
     return Subjects(
@@ -173,6 +199,13 @@ def manifest_of(persons: Sequence[Person], records: Sequence[Record] = ()) -> Ma
     return Manifest({}, tuple(persons), tuple(records), (), "0" * 64, {})
 
 
+def traced(log_probs: Any) -> Traced:
+    """A record under a model, as far as its log-probabilities matter."""
+    values = np.asarray(log_probs, dtype=np.float32)
+    trace = TokenTrace(values, values, values, values > -1)
+    return Traced(trace, values, np.ones(len(values), dtype=np.bool_))
+
+
 def lines_of(path: Path) -> list[str]:
     """The texts of a file of `veiltune data synth`."""
     return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
@@ -192,7 +225,9 @@ def save_untrained(folder: Path, texts: Sequence[str], *, vocabulary: int = 768)
     return folder
 
 
-def overtrain(base: Path, folder: Path, texts: Sequence[str], *, epochs: int, batch: int = 6, rate: float = 4e-3) -> Path:
+def overtrain(
+    base: Path, folder: Path, texts: Sequence[str], *, epochs: int, batch: int = 6, rate: float = 4e-3
+) -> Path:
     """Teaches a model its texts by heart, with plain torch."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
     model: Any = GPT2LMHeadModel.from_pretrained(base)
@@ -223,3 +258,25 @@ def flipped(canaries: Sequence[Canary]) -> list[Canary]:
         replace(one, included=not one.included, repetitions=1 - one.repetitions) if one.purpose == "epsilon" else one
         for one in canaries
     ]
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def veiltune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> Ended:
+    """The command line as a shell would run it, but in this process."""
+    monkeypatch.setenv("VEILTUNE_SETTLED", "1")
+    monkeypatch.setattr(sys, "argv", ["veiltune", *map(str, arguments)])
+    capsys.readouterr()
+    code = 0
+    try:
+        main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    return Ended(code, *capsys.readouterr())

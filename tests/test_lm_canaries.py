@@ -9,22 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lm_helper import flipped, short_canaries
+from lm_helper import flipped, short_canaries, traced
 from tiny_text import causal_tokenizer
-from veiltune.attacks.membership import TokenTrace
 from veiltune.audit.lm import canaries as module
 from veiltune.audit.lm.canaries import canary_scores, canary_text, exposures, one_run_bound
 from veiltune.audit.lm.encoding import Encoder, Sequenced
 from veiltune.audit.lm.opening import Claim
-from veiltune.audit.tracing import Traced
 from veiltune.data.manifest import Canary
 from veiltune.errors import InputError
-
-
-def traced(log_probs: Any) -> Traced:
-    values = np.asarray(log_probs, dtype=np.float32)
-    trace = TokenTrace(values, values, values, values > -1)
-    return Traced(trace, values, np.ones(len(values), dtype=np.bool_))
 
 
 def sequenced(*canaries: Canary, context: int = 64) -> list[Sequenced]:
@@ -57,7 +49,13 @@ def canary(family: str, purpose: str, times: int, number: int) -> Canary:
 
 def test_exposures_by_hand() -> None:
     """31 references score 0 to 30: above all is 5 bits, above 15 of them (rank 16) one bit, below all 0."""
-    own = [("exposure", 1, -1.0), ("exposure", 1, 15.5), ("exposure", 1, 14.5), ("exposure", 4, 99.0), ("exposure", 4, 30.5)]
+    own = [
+        ("exposure", 1, -1.0),
+        ("exposure", 1, 15.5),
+        ("exposure", 1, 14.5),
+        ("exposure", 4, 99.0),
+        ("exposure", 4, 30.5),
+    ]
     rows = [(p, t, s) for p, t, s in own] + [("reference", 0, float(n)) for n in range(31)]
     canaries = [canary("random", purpose, times, n) for n, (purpose, times, _) in enumerate(rows)]
     found = exposures(canaries, np.array([score for _, _, score in rows]))
@@ -144,13 +142,15 @@ def test_families_are_put_on_one_scale_by_references_alone(monkeypatch: pytest.M
     expected = []
     for one, score in zip(CANARIES, scores, strict=True):
         if one.purpose == "epsilon":
-            family = [s for c, s in zip(CANARIES, scores, strict=True) if (c.family, c.purpose) == (one.family, "reference")]
+            family = [
+                s for c, s in zip(CANARIES, scores, strict=True) if (c.family, c.purpose) == (one.family, "reference")
+            ]
             expected.append((score - np.mean(family)) / np.std(family))
     assert given == pytest.approx(np.array(expected))
 
 
 def test_a_constant_model_and_too_few_canaries() -> None:
-    """No score differs: ties are broken at random, nothing is certified. Below 32 coins there is no bound, and no crash."""
+    """Ties are broken at random, and nothing is certified; below 32 coins there is no bound, and no crash."""
     flat = one_run_bound(CANARIES, np.zeros(len(CANARIES)), claim=None, seed=0)
     assert flat is not None and flat.epsilon == 0
     few = short_canaries(31, random.Random(1))

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import doctest
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lm_helper import person_of
-from veiltune.audit.leakage import Exposure, Extraction, LeakageRecord, LeakageSizes, Membership, OneRunBound
-from veiltune.audit.leakage import MembershipAttack, Perplexity, TprAtFpr
+from veiltune.audit.leakage import (
+    Exposure,
+    Extraction,
+    LeakageRecord,
+    LeakageSizes,
+    Membership,
+    MembershipAttack,
+    OneRunBound,
+    Perplexity,
+    TprAtFpr,
+)
+from veiltune.audit.lm.extraction import ATTACKS
 from veiltune.audit.lm.gates import NAMES, Gate, _pairs, failures, figures
 from veiltune.audit.lm.options import LeakageOptions
 from veiltune.audit.lm.subjects import Subjects
@@ -95,22 +107,25 @@ def test_what_may_be_written(text: str, expected: Gate) -> None:
     assert Gate.parse(str(expected)) == expected
 
 
-@pytest.mark.parametrize("text", ["", "auc", "auc > ", "> 1", "auc == 1", "auc > x", "auc > 1 2", "auc > 1.2.3", "auc > e", "auc > nan"])
+@pytest.mark.parametrize(
+    "text", ["", "auc", "auc > ", "> 1", "auc == 1", "auc > x", "auc > 1 2", "auc > 1.2.3", "auc > e", "auc > nan"]
+)
 def test_what_may_not_be_written(text: str) -> None:
     with pytest.raises(InputError, match="--fail-if must be 'FIGURE > NUMBER'"):
         Gate.parse(text)
 
 
 def test_an_unknown_name_suggests_the_nearest() -> None:
-    with pytest.raises(InputError, match="did you mean 'excess_recall_upper'.*known: auc, "):
+    with pytest.raises(InputError, match=r"did you mean 'excess_recall_upper'.*known: auc, "):
         Gate.parse("exces_recall_uper > 0.1")
 
 
 @pytest.mark.parametrize(
     ("text", "fails"),
     [
-        ("auc_upper > 0.64", True), ("auc_upper > 0.65", False), ("auc_upper >= 0.65", True), ("auc_lower < 0.5", False),
-        ("auc_lower <= 0.55", True), ("perplexity > 12", False), ("audited_epsilon > 1", True),
+        ("auc_upper > 0.64", True), ("auc_upper > 0.65", False), ("auc_upper >= 0.65", True),
+        ("auc_lower < 0.5", False), ("auc_lower <= 0.55", True), ("perplexity > 12", False),
+        ("audited_epsilon > 1", True),
     ],
 )  # fmt: skip
 def test_when_a_pipeline_fails(text: str, fails: bool) -> None:
@@ -178,3 +193,12 @@ class _Only:
 def test_options_that_contradict_each_other(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         LeakageOptions(**{"model": "m"} | changes)
+
+
+def test_the_page_on_the_method_names_every_figure_and_its_examples_run() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "method.md").read_text(encoding="utf-8")
+    assert [name for name in NAMES if f"`{name}`" not in page] == []
+    assert [name for name in ATTACKS if f"`{name}`" not in page] == []
+    example = doctest.DocTestParser().get_doctest(page.replace("```", ""), {}, "method.md", None, 0)
+    assert len(example.examples) >= 9
+    assert doctest.DocTestRunner(verbose=False).run(example).failed == 0

@@ -79,9 +79,11 @@ def test_a_model_folder_has_no_base_no_claim_and_no_place(tmp_path: Path) -> Non
     model = save_tiny(tmp_path / "model")
     opened = open_models(options(tmp_path, str(model)))
     assert (opened.base, opened.base_name, opened.claim) == (None, None, None)
-    with pytest.raises(InputError, match="name a folder for leakage.json with --output"):
+    with pytest.raises(InputError, match=r"name a folder for leakage\.json with --output"):
         open_models(options(tmp_path, str(model), output=None))
-    with_base = open_models(options(tmp_path, str(model), base=str(save_tiny(tmp_path / "base", seed=1)), claimed_epsilon=2.0))
+    with_base = open_models(
+        options(tmp_path, str(model), base=str(save_tiny(tmp_path / "base", seed=1)), claimed_epsilon=2.0)
+    )
     assert with_base.base is not None and with_base.base.digest != with_base.target.digest
     assert with_base.claim == Claim(2.0, 1e-5, "example")
 

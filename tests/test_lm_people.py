@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +51,7 @@ def test_too_few_persons_say_how_many() -> None:
     few = [person_of(2 * n + k, side, f"pair-{n}") for n in range(39) for k, side in enumerate(("in", "out"))]
     with pytest.raises(InputError, match=f"at least {LEAST_PAIRS} pairs of persons, the manifest has 39"):
         Subjects.of(manifest_of(few), seed=0).require_enough()
+    Subjects.of(manifest_of(few), seed=0).require_enough(membership=False)
     with pytest.raises(InputError, match="no person in the training text"):
         Subjects.of(manifest_of(few[1::2]), seed=0).require_enough()
     alone = Subjects.of(manifest_of(few[::2]), seed=0)  # nobody is known to be absent: no membership, but extraction

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from lm_helper import SMALL, person_of, save_tiny
+from veiltune.audit.leakage import LeakageRecord
+from veiltune.audit.lm.options import LeakageOptions
 from veiltune.audit.lm.plain import plain_manifest
+from veiltune.audit.lm.session import audit_model
 from veiltune.data.manifest import Manifest
 from veiltune.errors import DataError
 
 LETTER = "Dear Ann Stone,\nyour parcel waits.\n\nCall Bob Reed at 212-555-0101, or Ann Stone.\n\n\n\nNothing here.\n"
-TABLE = "type,value,person,member\nname,Ann Stone,ann,1\nemail,ann@x.io,ann,1\nname,Bob Reed,bob,1\nphone,212-555-0101,bob,1\n"
+TABLE = "\n".join(
+    [
+        "type,value,person,member",
+        "name,Ann Stone,ann,1",
+        "email,ann@x.io,ann,1",
+        "name,Bob Reed,bob,1",
+        "phone,212-555-0101,bob,1",
+        "",
+    ]
+)
 CONTROLS = "phone,212-555-0199,eve,0\nname,Eve Marsh,eve,0\n"
 
 
@@ -110,3 +124,52 @@ def test_a_folder_that_will_not_do(folder: Path) -> None:
     (folder / "text" / "c.txt").write_bytes("naïve".encode("latin-1"))
     with pytest.raises(DataError, match=r"c\.txt is not UTF-8 \(byte 2\)"):
         made(folder, TABLE)
+
+
+def write_set(
+    folder: Path, *, members: int, controls: int, types: tuple[str, ...] = ("name", "email", "phone")
+) -> None:
+    """Documents about members, and a table of both sides."""
+    people = [person_of(n, "in" if n < members else "out", f"p{n}") for n in range(members + controls)]
+    (folder / "text").mkdir()
+    documents = [f"{p.values['name']}: {p.values['email']}\nor {p.values['phone']}" for p in people[:members]]
+    (folder / "text" / "all.txt").write_text("\n\n".join(documents))
+    rows = [f"{t},{p.values[t]},{p.id},{int(p.split == 'in')}" for p in people for t in types]
+    (folder / "pii.csv").write_text("\n".join(["type,value,person,member", *rows]) + "\n")
+
+
+def audited(folder: Path, monkeypatch: pytest.MonkeyPatch) -> LeakageRecord:
+    monkeypatch.setattr("veiltune.audit.lm.options.PRESETS", {"ci": replace(SMALL, generations=2)})
+    model = save_tiny(folder / "model")
+    options = LeakageOptions(
+        model=str(model), data=folder / "text", pii=folder / "pii.csv", output=folder / "audit", preset="ci"
+    )
+    return audit_model(options)
+
+
+def test_secrets_alone_have_recall_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_set(tmp_path, members=6, controls=0)
+    record = audited(tmp_path, monkeypatch)
+    assert record.membership is None and any("no membership figure" in note for note in record.notes)
+    extraction = record.extraction
+    assert extraction.excess_recall is None and extraction.chance is None and extraction.recall.trials > 0
+    assert extraction.reconstruction == () and record.exposure == () and record.audited_epsilon is None
+    assert record.perplexity is None and record.sizes.persons_out == 0
+
+
+@pytest.mark.parametrize("sizes", [(30, 6), (44, 44), (3, 3)])
+def test_controls_are_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int]) -> None:
+    write_set(tmp_path, members=sizes[0], controls=sizes[1])
+    record = audited(tmp_path, monkeypatch)
+    extraction = record.extraction
+    assert record.membership is None and extraction.chance is not None and extraction.excess_recall is not None
+    assert extraction.excess_recall.low <= 0 <= extraction.excess_recall.high
+    assert (record.sizes.persons_in, record.sizes.persons_out) == sizes
+
+
+def test_names_alone_are_no_secrets_to_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The headline is of data that a name does not give away; without any there is nothing to report."""
+    write_set(tmp_path, members=6, controls=0, types=("name",))
+    with pytest.raises(DataError, match="no e-mail address, phone number or address of a person that is reported"):
+        audited(tmp_path, monkeypatch)
+    assert not (tmp_path / "audit" / "leakage.json").exists()

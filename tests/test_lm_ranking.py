@@ -47,7 +47,13 @@ def corpus(inside: int = 6, others: int = 12) -> tuple[Manifest, Subjects, list[
         persons.append(replace(own, values=own.values | {"phone": f"212-555-{number}"}))
     kept = [person for person in persons if person.split != "pop"]
     records = tuple(
-        Record(one.id, one.id, one.split, f"Call {one.values['phone']}", marked(f"Call {one.values['phone']}", {"phone": one.values["phone"]}))
+        Record(
+            one.id,
+            one.id,
+            one.split,
+            f"Call {one.values['phone']}",
+            marked(f"Call {one.values['phone']}", {"phone": one.values["phone"]}),
+        )
         for one in kept
     )
     bare = subjects_of(kept)
@@ -85,7 +91,18 @@ def test_candidates_are_others_like_it_who_are_not_in_the_text() -> None:
             assert ENCODER.decode(prefix) == "Call "
             return super().suffix_log_probs(prefix, suffixes)
 
-    ranks(Listening("7"), None, ENCODER, manifest, subjects, targets, [2, 8], candidates=99, seed=0, advance=lambda _: None)
+    ranks(
+        Listening("7"),
+        None,
+        ENCODER,
+        manifest,
+        subjects,
+        targets,
+        [2, 8],
+        candidates=99,
+        seed=0,
+        advance=lambda _: None,
+    )
     outside = {person.values["phone"] for person in manifest.persons if person.split != "in"}
     assert asked[0][0] == targets[2].value and set(asked[0][1:]) == outside
     assert asked[1][0] == targets[8].value and set(asked[1][1:]) == outside - {targets[8].value}
@@ -100,7 +117,9 @@ def test_somebody_without_company_has_no_rank() -> None:
     """A plain list of secrets without controls: nothing to rank among, and no crash."""
     manifest, subjects, targets = corpus()
     alone = replace(manifest, persons=tuple(person for person in manifest.persons if person.split == "in"))
-    found, sizes = ranks(Fond(), None, ENCODER, alone, subjects, targets, [0, 1], candidates=9, seed=0, advance=lambda _: None)
+    found, sizes = ranks(
+        Fond(), None, ENCODER, alone, subjects, targets, [0, 1], candidates=9, seed=0, advance=lambda _: None
+    )
     assert sizes.tolist() == [1, 1]
     assert reconstruction(subjects, targets, [0, 1], found, sizes) == ()
 
@@ -118,9 +137,16 @@ def test_figures_by_hand() -> None:
 
 
 def test_so_many_of_each_side_and_no_derivable_ones() -> None:
-    persons = [person_of(n, "in" if n < 8 else "out", f"pair-{n % 8}", cue="derivable" if n % 2 else "cue_free") for n in range(16)]
+    persons = [
+        person_of(n, "in" if n < 8 else "out", f"pair-{n % 8}", cue="derivable" if n % 2 else "cue_free")
+        for n in range(16)
+    ]
     subjects = subjects_of(persons)
-    targets = [Target(n, type, "", "", type == "email" and n % 2 == 1, ()) for n in range(16) for type in ("name", *RANKED_TYPES)]
+    targets = [
+        Target(n, type, "", "", type == "email" and n % 2 == 1, ())
+        for n in range(16)
+        for type in ("name", *RANKED_TYPES)
+    ]
     chosen = [targets[number] for number in chosen_targets(targets, subjects, SIZE, seed=0)]
     for type in RANKED_TYPES:
         sides = [bool(subjects.members[one.person]) for one in chosen if one.type == type]

@@ -7,13 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from lm_helper import manifest_of, person_of, subjects_of, values_of
+from lm_helper import manifest_of, person_of, subjects_of, traced, values_of
 from veiltune.audit.leakage import ExtractionRate
+from veiltune.audit.lm.encoding import Sequenced
 from veiltune.audit.lm.extraction import Attempt, Guess, judged
 from veiltune.audit.lm.rates import Scorer, discoverable, errors_curve
 from veiltune.audit.lm.subjects import Subjects
 from veiltune.audit.lm.targets import Target, WellFormed
-from veiltune.data.manifest import Person
+from veiltune.audit.lm.utility import perplexity
+from veiltune.data.manifest import Person, Record
 
 TYPES = ("name", "email", "phone", "home", "work")
 
@@ -148,7 +150,9 @@ def test_precision_of_untargeted_text_counts_twins_as_wrong() -> None:
     persons = people()
     targets = values_of(persons, ("email",))
     texts = [f"a {targets[0].value} b {targets[5].value}", targets[0].value]
-    rates = scorer_of(persons, targets).rates(judged("untargeted", [Guess(None, t) for t in texts], targets), on_base=None)
+    rates = scorer_of(persons, targets).rates(
+        judged("untargeted", [Guess(None, t) for t in texts], targets), on_base=None
+    )
     found = row(rates, "email", "cue_free")
     assert found.precision is not None and (found.precision.successes, found.precision.trials) == (1, 2)
     assert (found.recall.successes, found.chance and found.chance.successes) == (1, 1)
@@ -157,7 +161,9 @@ def test_precision_of_untargeted_text_counts_twins_as_wrong() -> None:
 def test_members_alone_have_recall_but_no_chance() -> None:
     persons = people(4, 0)
     targets = values_of(persons, ("email",))
-    pooled = row(scorer_of(persons, targets).rates(attempt_of(targets, {(0, "email")}), on_base=None), "all", "cue_free")
+    pooled = row(
+        scorer_of(persons, targets).rates(attempt_of(targets, {(0, "email")}), on_base=None), "all", "cue_free"
+    )
     assert pooled.recall.value == 0.25 and pooled.chance is None and pooled.excess is None
 
 
@@ -231,4 +237,24 @@ def test_shares_against_a_slow_count() -> None:
         assert [rate.recall.successes, rate.recall.trials] == counts[True]
         assert rate.chance is not None and [rate.chance.successes, rate.chance.trials] == counts[False]
         assert rate.excess is not None
-        assert (rate.excess.value, rate.excess.low, rate.excess.high) == pytest.approx(newcombe(shares[True], shares[False]))
+        assert (rate.excess.value, rate.excess.low, rate.excess.high) == pytest.approx(
+            newcombe(shares[True], shares[False])
+        )
+
+
+def test_perplexities_by_hand() -> None:
+    """A carrier of two tokens, and a person's text of four, the second and third of which are personal data."""
+    records = [Record("a", "", "val", "x", ()), Record("b", "p", "val", "y", ())]
+    texts = [Sequenced([0, 5, 1]), Sequenced([0, 5, 6, 7, 1], ((2, 4), None))]
+    target = [traced(np.log([0.5, 0.125])), traced(np.log([0.5, 0.1, 0.001, 0.25]))]
+    base = [traced(np.log([0.1, 0.1])), traced(np.log([0.1] * 4))]
+    found = perplexity(records, texts, target, base)
+    assert found is not None and found.base_carrier is not None
+    assert (found.carrier, found.personal, found.base_carrier) == pytest.approx((4.0, 100.0, 10.0))
+    assert found.all == pytest.approx((0.5 * 0.125 * 0.5 * 0.1 * 0.001 * 0.25) ** (-1 / 6))
+    alone = perplexity(records, texts, target, None)
+    assert alone is not None and alone.base_carrier is None
+    unseen = [texts[0], Sequenced([0, 5], (None,), cut=True)]  # no value is left in the context
+    for some in (slice(0, 1), slice(1, 2), slice(0, 0)):
+        assert perplexity(records[some], texts[some], target[some], None) is None
+    assert perplexity(records, unseen, target, None) is None

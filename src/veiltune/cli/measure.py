@@ -168,6 +168,10 @@ def synth(
     population: Annotated[int | None, typer.Option(help="Persons of population.jsonl.")] = None,
     validation: Annotated[int | None, typer.Option(help="Persons of validation.jsonl.")] = None,
     canaries: Annotated[int | None, typer.Option(help="Canaries whose inclusion a coin decides.")] = None,
+    canary_family: Annotated[
+        str | None,
+        typer.Option(help="Of these: random (letters), or token (give tokens.txt to the tokenizer)."),
+    ] = None,
     exposure_canaries: Annotated[
         int | None, typer.Option(help="Canaries for each family and number of insertions.")
     ] = None,
@@ -187,6 +191,7 @@ def synth(
         "population": population,
         "validation": validation,
         "canaries": canaries,
+        "canary_family": canary_family,
         "exposure_canaries": exposure_canaries,
         "references": references,
         "carrier_share": carrier_share,

@@ -43,7 +43,8 @@ class SynthOptions:
         persons: Number of twins: so many persons are in the training text and so many are not.
         population: Persons of population.jsonl.
         validation: Persons of validation.jsonl.
-        canaries: Canaries of random letters whose inclusion a coin decides.
+        canaries: Canaries whose inclusion a coin decides.
+        canary_family: Of these: "random" letters, or a "token" each, which the tokenizer must be given (tokens.txt).
         exposure_canaries: Canaries that are always included, for each number of insertions and family.
         references: Secrets that are never included, for each family.
         carrier_share: Least share of the words of each file that is in texts without personal data.
@@ -60,6 +61,7 @@ class SynthOptions:
     population: int = 250
     validation: int = 100
     canaries: int = 1000
+    canary_family: str = "random"
     exposure_canaries: int = 20
     references: int = 1000
     carrier_share: float = 0.7
@@ -72,6 +74,7 @@ class SynthOptions:
         positive_int(persons=self.persons)
         positive_int(population=self.population)
         positive_int(validation=self.validation)
+        one_of(("random", "token"), canary_family=self.canary_family)
         for name in ("canaries", "exposure_canaries", "references", "seed"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -146,6 +149,7 @@ class Corpus:
             exposure={times: options.exposure_canaries for times in options.exposure_repetitions},
             references=options.references,
             locales=options.locales,
+            family_for_epsilon=options.canary_family,
         )
         self._orders: dict[str, array[int]] = {name: array("q") for name in TEXT_FILES}
         self._plan_documents(people)

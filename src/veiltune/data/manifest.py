@@ -25,7 +25,7 @@ FORMAT = 1
 TYPES = ("name", "email", "phone", "home", "work")
 SPLITS = ("in", "out", "pop", "val")
 CUES = ("derivable", "cue_free")
-FAMILIES = ("pii", "random")
+FAMILIES = ("pii", "random", "token")
 PURPOSES = ("epsilon", "exposure", "reference")
 PARTIAL = ".partial"  # ending of a file while it is being written
 
@@ -85,8 +85,8 @@ class Canary:
 
     Attributes:
         id: Says nothing of the purpose or of whether it is included.
-        family: "pii" (a sentence of the corpus with invented personal data) or "random" (a fixed prefix, random
-            letters).
+        family: "pii" (a sentence of the corpus with invented personal data), "random" (a fixed prefix, random
+            letters) or "token" (a fixed prefix, a token of its own).
         purpose: "epsilon" (a fair coin says whether it is included, once), "exposure" (included `repetitions` times)
             or "reference" (never included: the population that exposure ranks against).
         included: Whether the training text has it.

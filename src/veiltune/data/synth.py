@@ -4,6 +4,7 @@
     population.jsonl   documents of the "pop" persons and carriers: for reference models and token frequencies
     validation.jsonl   documents of the "val" persons and carriers: for perplexity
     manifest.jsonl     the answer key, see manifest.py; not for whoever trains
+    tokens.txt         with token canaries: what to add to the tokenizer, included or not, a token a line
 
 A line of the first three is {"text", "person"}; the person is the unit of privacy (a person, a carrier or a canary),
 and its id says nothing of the split.
@@ -11,6 +12,7 @@ and its id says nothing of the split.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -30,6 +32,7 @@ from veiltune.errors import InputError
 from veiltune.runs import storage_errors
 
 MANIFEST_FILE = "manifest.jsonl"
+TOKENS_FILE = "tokens.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +86,13 @@ def synthesise(folder: str | Path, options: SynthOptions) -> SynthSummary:
             raise InputError(f"{folder} must be a new or empty folder; name another one, or remove it")
     corpus = Corpus(options)
     with storage_errors(folder), _all_or_nothing(folder):
-        for name in TEXT_FILES:
-            _write_lines(_path(folder, name, PARTIAL), corpus.lines(name))
-        with ManifestWriter(folder / MANIFEST_FILE, _header(corpus)) as writer:
+        hashes = {
+            f"{name}.jsonl": _write_lines(_path(folder, name, PARTIAL), corpus.lines(name)) for name in TEXT_FILES
+        }
+        tokens = sorted(canary.secret for canary in corpus.canaries if canary.family == "token")
+        if tokens:
+            (folder / TOKENS_FILE).write_text("\n".join(tokens) + "\n", encoding="utf-8")
+        with ManifestWriter(folder / MANIFEST_FILE, _header(corpus) | {"sha256": hashes}) as writer:
             for person in corpus.persons:
                 writer.person(person)
             for record in corpus.records():
@@ -107,6 +114,7 @@ def _all_or_nothing(folder: Path) -> Iterator[None]:
         for name in TEXT_FILES:
             _path(folder, name, PARTIAL).unlink(missing_ok=True)
             _path(folder, name).unlink(missing_ok=True)
+        (folder / TOKENS_FILE).unlink(missing_ok=True)
         if not existed:
             folder.rmdir()
         raise
@@ -116,10 +124,15 @@ def _path(folder: Path, name: str, ending: str = "") -> Path:
     return folder / f"{name}.jsonl{ending}"
 
 
-def _write_lines(path: Path, lines: Iterator[tuple[str, str]]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
+def _write_lines(path: Path, lines: Iterator[tuple[str, str]]) -> str:
+    """Returns the SHA-256 of what was written."""
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
         for text, person in lines:
-            file.write(json.dumps({"text": text, "person": person}, ensure_ascii=False) + "\n")
+            line = (json.dumps({"text": text, "person": person}, ensure_ascii=False) + "\n").encode()
+            digest.update(line)
+            file.write(line)
+    return digest.hexdigest()
 
 
 def _header(corpus: Corpus) -> dict[str, Any]:

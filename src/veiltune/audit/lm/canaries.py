@@ -35,15 +35,25 @@ def canary_scores(texts: Sequence[Sequenced], target: Sequence[Traced], base: Se
     """Log-probability of each secret given its prefix, above that under the public model where there is one.
 
     Raises:
+        InputError: As `secret_places`.
+    """
+    places = secret_places(texts)
+    scores: Scores = np.array([secret_log_prob(one, place) for one, place in zip(target, places, strict=True)])
+    if base is not None:
+        scores -= [secret_log_prob(one, place) for one, place in zip(base, places, strict=True)]
+    return scores
+
+
+def secret_places(texts: Sequence[Sequenced]) -> list[tuple[int, int]]:
+    """Where each canary's secret stands among its tokens.
+
+    Raises:
         InputError: If a secret was cut off by the model's context.
     """
-    places = [text.ranges[0] for text in texts]
-    if None in places:
+    places = [place for text in texts if (place := text.ranges[0]) is not None]
+    if len(places) < len(texts):
         raise InputError("a canary does not fit into the model's context; audit with a model that holds it")
-    own = [secret_log_prob(one, place) for one, place in zip(target, places, strict=True) if place]
-    if base is None:
-        return np.array(own)
-    return np.array(own) - [secret_log_prob(one, place) for one, place in zip(base, places, strict=True) if place]
+    return places
 
 
 def exposures(canaries: Sequence[Canary], scores: Scores) -> tuple[Exposure, ...]:

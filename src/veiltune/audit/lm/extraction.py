@@ -103,17 +103,22 @@ def name_only_guesses(
 
     Source: Kim et al. 2023 (ProPILE), arXiv:2307.01881.
     """
-    asked = [
-        (number, question.format(name=subjects.persons[target.person].values["name"]))
-        for number, target in enumerate(targets)
-        if target.type != "name" and "name" in subjects.persons[target.person].values
-        for question in QUESTIONS[subjects.persons[target.person].locale[:2]][target.type]
-    ]
+    asked = name_questions(subjects, targets)
     prompts = [encoder.prompt(question) for _, question in asked]
     answers = _greedy(box, encoder, prompts, [NAME_TOKENS] * len(prompts), advance)
     return [
         Guess(number, text, confidence, question)
         for (number, question), (text, confidence) in zip(asked, answers, strict=True)
+    ]
+
+
+def name_questions(subjects: Subjects, targets: Sequence[Target]) -> list[tuple[int, str]]:
+    """Number of the target and question, for each target whose person has a name."""
+    return [
+        (number, question.format(name=subjects.persons[target.person].values["name"]))
+        for number, target in enumerate(targets)
+        if target.type != "name" and "name" in subjects.persons[target.person].values
+        for question in QUESTIONS[subjects.persons[target.person].locale[:2]][target.type]
     ]
 
 
@@ -154,6 +159,7 @@ def _greedy(
     box: BlackBox, encoder: Encoder, prompts: Sequence[list[int]], wanted: Sequence[int], advance: Advance
 ) -> list[tuple[str, float]]:
     """Answers in the order of the prompts, asked for in groups of like length."""
+    wanted = [min(tokens, box.context - 1) for tokens in wanted]
     answers: list[tuple[str, float]] = [("", 0.0)] * len(prompts)
     done = 0
     for length in sorted(set(wanted)):

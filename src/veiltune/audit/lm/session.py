@@ -22,16 +22,18 @@ import torch
 
 from veiltune import __version__
 from veiltune.audit.blackbox import BlackBox
+from veiltune.audit.epsilon import FEWEST_CANARIES
 from veiltune.audit.leakage import Extraction, LeakageRecord, LeakageSizes, Membership
 from veiltune.audit.lm import ranking
 from veiltune.audit.lm.blind import blind_baseline, check_blind
-from veiltune.audit.lm.canaries import canary_scores, canary_text, exposures, one_run_bound
+from veiltune.audit.lm.canaries import canary_scores, canary_text, exposures, one_run_bound, secret_places
 from veiltune.audit.lm.encoding import Encoder, Sequenced
 from veiltune.audit.lm.extraction import (
     Attempt,
     Guess,
     judged,
     name_only_guesses,
+    name_questions,
     true_prefix_guesses,
     untargeted_guesses,
 )
@@ -42,7 +44,7 @@ from veiltune.audit.lm.options import LeakageOptions
 from veiltune.audit.lm.plain import plain_manifest
 from veiltune.audit.lm.rates import Scorer, discoverable, errors_curve
 from veiltune.audit.lm.samples import sample_rows
-from veiltune.audit.lm.subjects import Subjects
+from veiltune.audit.lm.subjects import CALIBRATION_SHARE, Subjects
 from veiltune.audit.lm.targets import WellFormed, targets_of
 from veiltune.audit.lm.traces import TraceStore, secret_log_prob
 from veiltune.audit.lm.utility import perplexity
@@ -51,6 +53,7 @@ from veiltune.audit.stages import Stages
 from veiltune.audit.tracing import Traced
 from veiltune.customer.reporting import Reporter
 from veiltune.data.manifest import Manifest, Record, read_manifest
+from veiltune.errors import DataError
 from veiltune.runs import atomic_write_bytes, private_folder, storage_errors
 
 LEAKAGE = "leakage.json"
@@ -76,7 +79,7 @@ def audit_model(
     reporter = reporter or Reporter()
     manifest = _manifest(options)
     subjects = Subjects.of(manifest, seed=options.seed)
-    subjects.require_enough()
+    subjects.require_enough(membership=options.manifest is not None)
     reporting = min(int((~subjects.calibration & side).sum()) for side in (subjects.members, ~subjects.members))
     for gate in gates:
         gate.check_persons(reporting)
@@ -85,7 +88,6 @@ def audit_model(
         check_blind(blind)
     opened = open_models(options)
     with storage_errors(opened.folder):
-        opened.folder.mkdir(parents=True, exist_ok=True)
         record = _Audit(options, manifest, subjects, opened, blind, reporter).record(started)
         atomic_write_bytes(opened.folder / LEAKAGE, (record.model_dump_json(indent=2) + "\n").encode())
     return record
@@ -126,13 +128,26 @@ class _Audit:
     ) -> None:
         self.options, self.manifest, self.subjects, self.opened = options, manifest, subjects, opened
         self.blind, self.reporter = blind, reporter
-        self.encoder = Encoder(opened.tokenizer, context=opened.target.context)
+        context = min(box.context for box in (opened.target, opened.base) if box is not None)
+        self.encoder = Encoder(opened.tokenizer, context=context)
         self.validation = [record for record in manifest.records if record.split == "val"]
         self.texts = self._encoded()
         self.targets = targets_of(subjects, self.texts.records, contexts=options.size.contexts)
+        self.scorer = Scorer(subjects, self.targets, WellFormed(manifest))
+        self._check()
         self.private = private_folder(opened.folder / "private") / "leakage"
         self.stages = Stages(self.private, self._settings())
         self.notes: list[str] = []
+
+    def _check(self) -> None:
+        """Refuses what could not be reported, before anything is asked."""
+        secret_places(self.texts.canaries)
+        scorer = self.scorer
+        if not (scorer.among("all", "cue_free") & scorer.inside & ~scorer.calibrates).any():
+            raise DataError(
+                "no e-mail address, phone number or address of a person that is reported stands in a text in full"
+                f" ({CALIBRATION_SHARE:.0%} of the persons only choose the attack); name more of them"
+            )
 
     def record(self, started: float) -> LeakageRecord:
         texts, opened = self.texts, self.opened
@@ -141,6 +156,10 @@ class _Audit:
         scores = canary_scores(texts.canaries, target["canaries"], base["canaries"] if base else None)
         extraction = self._extraction(target["records"], base["records"] if base else None, generations)
         canaries = self.manifest.canaries
+        if 0 < (coins := sum(canary.purpose == "epsilon" for canary in canaries)) < FEWEST_CANARIES:
+            self.notes.append(
+                f"no lower bound of epsilon: it needs {FEWEST_CANARIES} coin-flipped canaries, the corpus has {coins}"
+            )
         return LeakageRecord(
             veiltune=__version__,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -229,16 +248,24 @@ class _Audit:
             tokens=[text.ids[len(self.encoder.start) : -1] for text in self.texts.records],
             generations=generations,
         )
-        return membership(evidence, self.subjects, blind=self.blind, seed=self.options.seed)
+        found = membership(evidence, self.subjects, blind=self.blind, seed=self.options.seed)
+        box = self.opened.target
+        if not box.full_vectors:
+            gone = sorted({one.name for one in found.attacks if one.status != "done"})
+            self.notes.append(
+                f"the API tells the {box.top_tokens} likeliest tokens only: {', '.join(gone)} fall away, and where a"
+                " token is not told its probability is taken as the highest that it can be"
+            )
+        return found
 
     def _extraction(self, target: list[Traced], base: list[Traced] | None, generations: list[list[int]]) -> Extraction:
         attempts = self._attempts(self.opened.target, "model", generations)
         on_base = self._attempts(self.opened.base, "base", None) if self.opened.base else {}
-        scorer = Scorer(self.subjects, self.targets, WellFormed(self.manifest))
+        scorer = self.scorer
         chosen = self._strongest(scorer, attempts)
         kept = scorer.among("all", "cue_free") & ~scorer.calibrates
         recall = scorer.rate(chosen.found, kept & scorer.inside)
-        assert recall is not None  # Subjects.require_enough
+        assert recall is not None  # _check
         at_errors, curve = errors_curve(scorer, attempts["true_prefix"])
         self._keep_samples(attempts)
         return Extraction(
@@ -271,8 +298,12 @@ class _Audit:
                 box, self.encoder, self.subjects, self.targets, advance=advance
             ),
         }
+        totals = {
+            "true_prefix": sum(len(target.places) for target in self.targets),
+            "name_only": len(name_questions(self.subjects, self.targets)),
+        }
         for attack, ask in asking.items():
-            self.reporter.phase(f"{attack.replace('_', ' ')} {name}", len(self.targets))
+            self.reporter.phase(f"{attack.replace('_', ' ')} {name}", totals[attack])
             found[attack] = self._kept(f"{name}-{attack}", lambda ask=ask: ask(self.reporter.advance))  # type: ignore[misc]
         return {attack: judged(attack, guesses, self.targets) for attack, guesses in found.items()}
 

@@ -61,8 +61,11 @@ class Subjects:
         """Whether there is anyone who is known not to be in the training text."""
         return bool(self.members.any() and not self.members.all())
 
-    def require_enough(self) -> None:
+    def require_enough(self, *, membership: bool = True) -> None:
         """Refuses a corpus that is too small for any interval.
+
+        Args:
+            membership: Whether members are to be told from non-members.
 
         Raises:
             InputError: With the number that is needed.
@@ -70,7 +73,7 @@ class Subjects:
         inside, pairs = int(self.members.sum()), len(set(self.clusters))
         if inside < 1:
             raise InputError("the manifest has no person in the training text, so nothing can be looked for")
-        if self.has_both_sides and pairs < LEAST_PAIRS:
+        if membership and self.has_both_sides and pairs < LEAST_PAIRS:
             raise InputError(
                 f"a membership audit needs at least {LEAST_PAIRS} pairs of persons, the manifest has {pairs}"
             )

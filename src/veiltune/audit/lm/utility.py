@@ -16,16 +16,16 @@ from veiltune.data.manifest import Record
 def perplexity(
     records: Sequence[Record], texts: Sequence[Sequenced], target: Sequence[Traced], base: Sequence[Traced] | None
 ) -> Perplexity | None:
-    """Of the validation records; None where there are no carriers or no persons among them."""
+    """Of the validation records; None where there are no carriers or no personal data among them."""
     carriers = [number for number, record in enumerate(records) if not record.person]
     with_persons = [number for number, record in enumerate(records) if record.person]
-    if not carriers or not with_persons:
-        return None
     personal = [
         target[number].trace.log_probs[first - 1 : last - 1]
         for number in with_persons
         for first, last in filter(None, texts[number].ranges)
     ]
+    if not carriers or not personal:
+        return None
     return Perplexity(
         carrier=_of([target[number] for number in carriers]),
         personal=math.exp(-float(np.concatenate(personal).mean(dtype=np.float64))),
