@@ -28,14 +28,16 @@ check: $(STAMP)  ## style, types, import boundaries, stale docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/cog -I docs --check --check-fail-msg="run make docs" $(PAGES)
-	$(BIN)/python docs/generate.py | diff -q docs/attacks.schema.json - || { echo "stale: run make docs"; exit 1; }
+	$(BIN)/python docs/generate.py attacks | diff -q docs/attacks.schema.json - || { echo "stale: run make docs"; exit 1; }
+	$(BIN)/python docs/generate.py leakage | diff -q docs/leakage.schema.json - || { echo "stale: run make docs"; exit 1; }
 
 bench: $(STAMP)  ## measure: minutes to hours
 	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
 
 docs: $(STAMP)  ## write generated parts of the pages again
 	$(BIN)/cog -I docs -r $(PAGES)
-	$(BIN)/python docs/generate.py > docs/attacks.schema.json
+	$(BIN)/python docs/generate.py attacks > docs/attacks.schema.json
+	$(BIN)/python docs/generate.py leakage > docs/leakage.schema.json
 
 proto: $(STAMP)  ## generate the wire code from veiltune.proto
 	$(BIN)/python -m grpc_tools.protoc -I src --python_out=src --pyi_out=src --grpc_python_out=src \

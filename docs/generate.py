@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from veiltune.audit.leakage import LeakageRecord
 from veiltune.audit.record import AttackRecord
 from veiltune.config import Section, TrainConfig, TuneConfig, VendorConfig
 
@@ -81,6 +82,11 @@ def attack_schema() -> str:
     return json.dumps(AttackRecord.model_json_schema(), indent=1, sort_keys=True) + "\n"
 
 
+def leakage_schema() -> str:
+    """The JSON schema of leakage.json."""
+    return json.dumps(LeakageRecord.model_json_schema(), indent=1, sort_keys=True) + "\n"
+
+
 def _table(fields: dict[str, dict[str, Any]], required: list[str]) -> str:
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, field in fields.items():
@@ -110,4 +116,4 @@ def _toml(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    print(attack_schema(), end="")
+    print(leakage_schema() if sys.argv[1:] == ["leakage"] else attack_schema(), end="")

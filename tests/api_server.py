@@ -101,6 +101,7 @@ class Api:
 
 
 class _Handler(BaseHTTPRequestHandler):
+    disable_nagle_algorithm = True  # else each answer waits 40 ms
     protocol_version = "HTTP/1.1"
     api: Api
 

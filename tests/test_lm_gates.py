@@ -157,6 +157,13 @@ def test_too_few_persons_are_told_before_anything_is_asked() -> None:
         Gate.parse(other).check_persons(1)
 
 
+def test_a_rate_that_so_few_persons_cannot_show_is_refused_with_the_number() -> None:
+    gate = Gate.parse("tpr_at_1_percent_upper > 0.02")
+    with pytest.raises(InputError, match=r"needs 1000 reporting persons .* there are 999; a corpus of 1429 pairs"):
+        gate.check_persons(999)
+    gate.check_persons(1000)
+
+
 @pytest.mark.parametrize("limit", [0.5, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01])
 def test_the_corpus_that_is_named_is_large_enough_and_hardly_larger(limit: float) -> None:
     needed = persons_needed(limit)
@@ -185,8 +192,9 @@ class _Only:
         ({"manifest": "m", "preset": "quick"}, "preset 'quick' is unknown"),
         ({"manifest": "m", "claimed_epsilon": 0.0}, "--claimed-epsilon must be above 0"),
         ({"manifest": "m", "claimed_epsilon": float("nan")}, "--claimed-epsilon must be above 0"),
-        ({"manifest": "m", "delta": -0.1}, "delta must be in"),
-        ({"manifest": "m", "delta": 1.0}, "delta must be"),
+        ({"manifest": "m", "claimed_epsilon": 1.0, "delta": -0.1}, "delta must be in"),
+        ({"manifest": "m", "claimed_epsilon": 1.0, "delta": 1.0}, "delta must be"),
+        ({"manifest": "m", "delta": 1e-5}, "--delta is of --claimed-epsilon"),
         ({"manifest": "m", "model": "https://x/v1/completions"}, "an API needs --tokenizer"),
     ],
 )

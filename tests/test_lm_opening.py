@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from veiltune.audit.http_api import NextTokenApi
 from veiltune.audit.lm.opening import Claim, open_models
 from veiltune.audit.lm.options import LeakageOptions
 from veiltune.audit.local_model import LocalModel
+from veiltune.config import TrainConfig, load_config
 from veiltune.dp.session import train
 from veiltune.errors import InputError
 from veiltune.models.loading import load_base
@@ -54,6 +56,14 @@ def test_a_run_is_audited_as_it_was_fine_tuned(trained: Path) -> None:
     assert opened.target.next_token_log_probs([[2, 40, 41], [2]]) == pytest.approx(expected, abs=1e-4)
     assert abs(opened.base.next_token_log_probs([[2, 40, 41]]) - expected[0]).max() > 1e-3
     assert opened.target.digest != opened.base.digest
+
+
+def test_a_manifest_of_another_text_is_refused(trained: Path) -> None:
+    table = Path(load_config(TrainConfig, trained / "config.toml").data.train)
+    digest = hashlib.sha256(table.read_bytes()).hexdigest()
+    assert open_models(options(trained.parent, str(trained)), train_digest=digest).claim
+    with pytest.raises(InputError, match="the manifest is of another text; name the manifest"):
+        open_models(options(trained.parent, str(trained)), train_digest="0" * 64)
 
 
 def test_an_unfinished_run_is_refused(trained: Path, tmp_path: Path) -> None:

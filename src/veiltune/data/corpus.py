@@ -57,7 +57,7 @@ class SynthOptions:
         InputError: If a value is out of range.
     """
 
-    persons: int = 500
+    persons: int = 550
     population: int = 250
     validation: int = 100
     canaries: int = 1000
@@ -105,7 +105,7 @@ PRESETS: dict[str, SynthOptions] = {
         repetitions=(1, 2, 4, 8),
     ),
     "std": SynthOptions(),
-    "full": SynthOptions(persons=1000, population=500, validation=200, canaries=2000, exposure_canaries=50),
+    "full": SynthOptions(persons=1500, population=500, validation=200, canaries=2000, exposure_canaries=50),
 }
 
 

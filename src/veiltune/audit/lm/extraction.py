@@ -118,7 +118,7 @@ def name_questions(subjects: Subjects, targets: Sequence[Target]) -> list[tuple[
         (number, question.format(name=subjects.persons[target.person].values["name"]))
         for number, target in enumerate(targets)
         if target.type != "name" and "name" in subjects.persons[target.person].values
-        for question in QUESTIONS[subjects.persons[target.person].locale[:2]][target.type]
+        for question in QUESTIONS.get(subjects.persons[target.person].locale[:2], {}).get(target.type, ())
     ]
 
 

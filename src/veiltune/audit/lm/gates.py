@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from veiltune._validate import nearest
+from veiltune.attacks.operating import non_members_needed
 from veiltune.audit.leakage import LeakageRecord
 from veiltune.audit.lm.subjects import CALIBRATION_SHARE
 from veiltune.audit.proportions import persons_needed
@@ -97,6 +98,12 @@ class Gate:
         Raises:
             InputError: With the number that is needed.
         """
+        least = non_members_needed(0.01)
+        if self.name.startswith("tpr_at_1_percent") and persons < least:
+            raise InputError(
+                f"--fail-if {self}: a rate at 1 % false positives needs {least} reporting persons who are not in the"
+                f" text, there are {persons}; a corpus of {_pairs(least)} pairs has them"
+            )
         if self.name == "excess_recall_upper" and self.comparison in (">", ">=") and 0 < self.limit < 1:
             needed = persons_needed(self.limit)
             if persons < needed:

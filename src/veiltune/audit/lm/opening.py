@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,13 +51,20 @@ class Opened:
     folder: Path
 
 
-def open_models(options: LeakageOptions) -> Opened:
+def open_models(options: LeakageOptions, *, train_digest: str = "") -> Opened:
     """Loads or reaches the models.
 
+    Args:
+        options: Which.
+        train_digest: SHA-256 of the training text that the manifest is of; "" if it does not say.
+
     Raises:
-        InputError: If one cannot be had, is no causal language model, or the two do not share a tokenizer.
+        InputError: If one cannot be had, is no causal language model, was trained on another text than the manifest
+            is of (where that can be seen), or the two do not share a tokenizer.
     """
     run = _run_of(options.model)
+    if run and train_digest:
+        _check_same_corpus(run[1], train_digest)
     base_name = options.base or (run[1].model.name if run else "")
     base = _causal(load_base(base_name), options) if base_name else None
     if options.is_api:
@@ -87,6 +95,16 @@ def _run_of(name: str) -> tuple[RunFolder, TrainConfig] | None:
     if not (run.path / "summary.json").is_file():
         raise InputError(f"{run.path} holds a run that is not finished; the same `veiltune train` goes on with it")
     return run, config
+
+
+def _check_same_corpus(config: TrainConfig, train_digest: str) -> None:
+    """A run knows the path of its table; a table that is gone or from the hub cannot be compared."""
+    table = Path(config.data.train)
+    if table.is_file() and hashlib.sha256(table.read_bytes()).hexdigest() != train_digest:
+        raise InputError(
+            f"the run was trained on {table}, and the manifest is of another text; name the manifest that"
+            " `veiltune data synth` wrote beside the training text"
+        )
 
 
 def _fine_tuned(run: RunFolder, config: TrainConfig) -> BaseModel:

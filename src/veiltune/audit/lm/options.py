@@ -91,6 +91,8 @@ class LeakageOptions:
             raise InputError("--data (the training text) and --pii (its secrets) are given together")
         if self.claimed_epsilon is not None and not self.claimed_epsilon > 0:
             raise InputError(f"--claimed-epsilon must be above 0, got {self.claimed_epsilon}")
+        if self.delta is not None and self.claimed_epsilon is None:
+            raise InputError("--delta is of --claimed-epsilon, which is not given; give both or neither")
         if self.delta is not None and in_range(0.0, 1.0, delta=self.delta) == 1.0:
             raise InputError("delta must be below 1, got 1.0")
         if self.is_api and not self.tokenizer:

@@ -86,8 +86,8 @@ def audit_model(
     blind = blind_baseline(subjects, seed=options.seed) if options.manifest and subjects.has_both_sides else None
     if blind is not None:
         check_blind(blind)
-    opened = open_models(options)
-    with storage_errors(opened.folder):
+    opened = open_models(options, train_digest=str(manifest.header.get("sha256", {}).get("train.jsonl", "")))
+    with storage_errors(opened.folder), opened.target:
         record = _Audit(options, manifest, subjects, opened, blind, reporter).record(started)
         atomic_write_bytes(opened.folder / LEAKAGE, (record.model_dump_json(indent=2) + "\n").encode())
     return record
