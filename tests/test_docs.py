@@ -166,9 +166,10 @@ def test_configurations_are_what_their_names_say() -> None:
 def test_the_configurations_in_the_readme_load() -> None:
     import tomllib
 
-    split, private = HEREDOC.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    split, private, leak = HEREDOC.findall((ROOT / "README.md").read_text(encoding="utf-8"))
     parse_config(TuneConfig, tomllib.loads(split))
     assert parse_config(TrainConfig, tomllib.loads(private)).privacy.epsilon == 8
+    assert parse_config(TrainConfig, tomllib.loads(leak)).data.person_column == "person"
 
 
 def test_the_loop_in_the_readme_runs(tmp_path: Path) -> None:

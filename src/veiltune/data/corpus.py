@@ -96,7 +96,7 @@ class SynthOptions:
 
 PRESETS: dict[str, SynthOptions] = {
     "ci": SynthOptions(
-        persons=150,
+        persons=100,
         population=100,
         validation=40,
         canaries=200,

@@ -33,7 +33,7 @@ class AuditSize:
 
 PRESETS = MappingProxyType(
     {
-        "ci": AuditSize(generations=200, generated_tokens=48, contexts=2, candidates=99, ranked=40, population=200),
+        "ci": AuditSize(generations=200, generated_tokens=48, contexts=2, candidates=99, ranked=20, population=200),
         "std": AuditSize(generations=1000, generated_tokens=64, contexts=3, candidates=999, ranked=100, population=500),
         "full": AuditSize(
             generations=15_000, generated_tokens=256, contexts=4, candidates=999, ranked=500, population=2000

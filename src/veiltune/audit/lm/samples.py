@@ -26,6 +26,8 @@ def sample_rows(attempts: Mapping[str, Attempt], targets: list[Target], subjects
             if guess.target is not None and subjects.members[targets[guess.target].person]
         ]
         of_members.sort(key=lambda pair: not succeeds(pair[0].text, pair[1]))  # stable: hits first
+        one_each = {target.person: (guess, target) for guess, target in reversed(of_members)}
+        of_members = [pair for pair in of_members if one_each[pair[1].person] == pair]
         rows += [
             {
                 "attack": name,
