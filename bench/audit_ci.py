@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", default=["undefended"], choices=RUNS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base-epochs", type=float, default=2.0)
-    parser.add_argument("--epochs", type=float, default=10.0)
+    parser.add_argument("--epochs", type=float, default=17.0)
     parser.add_argument("--dp-steps", type=int, default=40)
     parser.add_argument("--threads", type=int, default=0)
     chosen = parser.parse_args()
@@ -82,7 +82,7 @@ def undefended_model(folder: Path, base: Path, corpus: Path, chosen: argparse.Na
     if not (fine / "model.safetensors").exists():
         found = load_base(str(base))
         texts = texts_of(corpus / "train.jsonl")
-        fit(found.model, found.tokenizer, texts, epochs=chosen.epochs, learning_rate=RATE, batch=8, seed=chosen.seed)
+        fit(found.model, found.tokenizer, texts, epochs=chosen.epochs, learning_rate=RATE, seed=chosen.seed)
         found.tokenizer.save_pretrained(fine)
         found.model.save_pretrained(fine)
     return fine

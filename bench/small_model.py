@@ -40,7 +40,7 @@ def new_model(
 ) -> PreTrainedModel:
     config = GPT2Config(
         vocab_size=len(tokenizer), n_embd=width, n_layer=blocks, n_head=4, n_positions=context, resid_pdrop=0.0,
-        embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD,
+        activation_function="gelu_pytorch_tanh", embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -61,7 +61,7 @@ def fit(
     longest = model.config.n_positions
     rows = [[*ids[: longest - 1], EOS] for ids in tokenizer(list(texts))["input_ids"]]
     total = round(epochs * len(rows) / batch)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     model.train()
     for step, chosen in zip(range(total), _batches(rows, batch, random.Random(seed)), strict=False):
         for group in optimizer.param_groups:
