@@ -95,9 +95,12 @@ def taught_base(folder: Path, corpus: Path, seed: int) -> Path:
             for canary in read_manifest(corpus / "manifest.jsonl").canaries
             if canary.family == "token" and canary.purpose == "reference"
         ]
-        tokenizer = new_tokenizer(texts, vocabulary=2048, tokens=tokens)
+        tokenizer = new_tokenizer(texts, vocabulary=2048)
         model = new_model(tokenizer, width=128, blocks=4, context=CONTEXT, seed=seed)
-        fit(model, tokenizer, texts + taught * 3, epochs=4, learning_rate=1e-3, seed=seed)
+        fit(model, tokenizer, texts, epochs=4, learning_rate=1e-3, seed=seed)
+        tokenizer.add_tokens(tokens)
+        model.resize_token_embeddings(len(tokenizer))
+        fit(model, tokenizer, taught * 5, epochs=1, learning_rate=5e-4, batch=64, seed=seed)
         tokenizer.save_pretrained(base)
         model.save_pretrained(base)
     return base

@@ -18,8 +18,8 @@ def texts_of(path: Path) -> list[str]:
     return [json.loads(line)["text"] for line in path.open(encoding="utf-8")]
 
 
-def new_tokenizer(texts: Sequence[str], *, vocabulary: int, tokens: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """Merges are learnt from the texts; `tokens` are one token each."""
+def new_tokenizer(texts: Sequence[str], *, vocabulary: int) -> PreTrainedTokenizerFast:
+    """Merges are learnt from the texts."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -30,7 +30,6 @@ def new_tokenizer(texts: Sequence[str], *, vocabulary: int, tokens: Sequence[str
         show_progress=False,
     )
     core.train_from_iterator(texts, trainer)
-    core.add_tokens(list(tokens))
     core.post_processor = processors.TemplateProcessing(single="<bos> $A", pair=None, special_tokens=[("<bos>", BOS)])
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
 
@@ -39,9 +38,19 @@ def new_model(
     tokenizer: PreTrainedTokenizerFast, *, width: int, blocks: int, context: int, seed: int
 ) -> PreTrainedModel:
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_embd=width, n_layer=blocks, n_head=4, n_positions=context, resid_pdrop=0.0,
-        activation_function="gelu_pytorch_tanh", embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        n_embd=width,
+        n_layer=blocks,
+        n_head=4,
+        n_positions=context,
+        activation_function="gelu_pytorch_tanh",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return GPT2LMHeadModel(config)
