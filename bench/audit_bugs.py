@@ -100,7 +100,7 @@ def taught_base(folder: Path, corpus: Path, seed: int) -> Path:
         fit(model, tokenizer, texts, epochs=4, learning_rate=1e-3, seed=seed)
         tokenizer.add_tokens(tokens)
         model.resize_token_embeddings(len(tokenizer))
-        fit(model, tokenizer, taught * 5, epochs=1, learning_rate=5e-4, batch=64, seed=seed)
+        fit(model, tokenizer, taught * 5, epochs=4, learning_rate=5e-4, batch=64, seed=seed)
         tokenizer.save_pretrained(base)
         model.save_pretrained(base)
     return base

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from lm_helper import SMALL, Ended, lines_of, overtrain, save_untrained, veiltune
@@ -106,7 +107,6 @@ def test_what_is_written(scene: Scene, leaky: LeakageRecord, manifest: Manifest)
     """The file is the record, fits its schema, and the sizes are those of the manifest."""
     written = json.loads((scene.folder / "audit" / "leakage.json").read_bytes())
     assert LeakageRecord.model_validate(written) == leaky
-    jsonschema = pytest.importorskip("jsonschema")
     jsonschema.validate(written, LeakageRecord.model_json_schema())
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(written | {"full_vectors": "SECRET"}, LeakageRecord.model_json_schema())

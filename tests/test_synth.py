@@ -394,8 +394,8 @@ def test_impossible_options_are_refused(options: dict[str, object], message: str
 
 def test_presets_are_of_the_stated_sizes() -> None:
     ci, std, full = (PRESETS[name] for name in ("ci", "std", "full"))
-    assert [o.persons for o in (ci, std, full)] == [150, 500, 1000]
+    assert [o.persons for o in (ci, std, full)] == [100, 550, 1500]
     assert [o.canaries for o in (ci, std, full)] == [200, 1000, 2000]
     corpus = Corpus(ci)
-    assert 150_000 < sum(corpus.words["train"].values()) < 250_000
+    assert 80_000 < sum(corpus.words["train"].values()) < 200_000
     assert corpus.words["train"]["canaries"] < 0.1 * sum(corpus.words["train"].values())
