@@ -110,9 +110,6 @@ class _Texts:
     validation: list[Sequenced]
     canaries: list[Sequenced]
 
-    def all(self) -> list[Sequenced]:
-        return [text for texts in vars(self).values() for text in texts]
-
 
 class _Audit:
     """An audit with everything opened."""
@@ -189,6 +186,7 @@ class _Audit:
             "version": __version__,
             "manifest": self.manifest.digest,
             "target": self.opened.target.digest,
+            "tokenizer": self.options.tokenizer,
             "base": base.digest if base else None,
             "size": asdict(self.options.size),
             "bf16": self.options.bf16,
