@@ -2,11 +2,12 @@
 
     python bench/audit_bugs.py                      # 1,000 canaries, claimed epsilon 2, three seeds; about ten minutes
 
-What is trained is little but canaries, each a token of its own that a base model knows as a token of its kind
-(arXiv:2503.06808), by plain SGD with every unit in every step: the claim is then as tight as it can be. Every model
-goes through `veiltune audit --claimed-epsilon` as anyone would call it. The bugs: a quarter of the noise; the tensor
-with the largest gradients not clipped; every unit in every step though the claim is made for Poisson sampling with
-probability 1/2. An audit should flag them (exit code 5), and the correct run at most once in twenty.
+What is trained is little but canaries, each a token of its own (arXiv:2503.06808), by plain SGD with every unit in
+every step: the claim is then as tight as it can be. The base model expects a token of their kind and cannot tell one
+from another (their embedding rows are equal), so nearly all of a canary's clipped gradient is in a row of its own.
+Every model goes through `veiltune audit --claimed-epsilon` as anyone would call it. The bugs: a quarter of the noise;
+the tensor with the largest gradients not clipped; every unit in every step though the claim is made for Poisson
+sampling with probability 1/2. An audit should flag them (exit code 5), and the correct run at most once in twenty.
 The last line is one JSON object.
 """
 
@@ -42,7 +43,7 @@ from veiltune.models.adapters import attach_peft
 from veiltune.models.loading import load_base
 
 BUGS = ("none", "quarter_noise", "tensor_unclipped", "no_sampling")
-DELTA, STEPS, RATE, SAMPLING, CONTEXT = 1e-5, 10, 0.1, 0.5, 192
+DELTA, STEPS, RATE, CLIP_NORM, SAMPLING, CONTEXT = 1e-5, 10, 0.3, 0.1, 0.5, 192
 
 
 def main() -> None:
@@ -85,7 +86,7 @@ def options(canaries: int, seed: int) -> SynthOptions:
 
 
 def taught_base(folder: Path, corpus: Path, seed: int) -> Path:
-    """A base model that has seen the canaries' form, on references only, which are never in the training text."""
+    """A base model that knows the canaries' form, from references only, which are never in the training text."""
     base = folder / "base"
     if not (base / "model.safetensors").exists():
         tokens = (corpus / "tokens.txt").read_text().split()
@@ -100,10 +101,17 @@ def taught_base(folder: Path, corpus: Path, seed: int) -> Path:
         fit(model, tokenizer, texts, epochs=4, learning_rate=1e-3, seed=seed)
         tokenizer.add_tokens(tokens)
         model.resize_token_embeddings(len(tokenizer))
-        fit(model, tokenizer, taught * 5, epochs=4, learning_rate=5e-4, batch=64, seed=seed)
+        fit(model, tokenizer, taught * 5, epochs=10, learning_rate=1e-3, batch=64, seed=seed)
+        make_alike(model, tokenizer, tokens, like=[text.split()[-1] for text in taught])
         tokenizer.save_pretrained(base)
         model.save_pretrained(base)
     return base
+
+
+def make_alike(model: Any, tokenizer: Any, tokens: list[str], *, like: list[str]) -> None:
+    """Gives the embedding rows of all tokens the mean of some: the worst case for a claim about one of them."""
+    rows = model.get_input_embeddings().weight.data
+    rows[tokenizer.convert_tokens_to_ids(tokens)] = rows[tokenizer.convert_tokens_to_ids(like)].mean(dim=0)
 
 
 def private_model(base: Path, corpus: Path, output: Path, *, epsilon: float, bug: str) -> None:
@@ -113,8 +121,9 @@ def private_model(base: Path, corpus: Path, output: Path, *, epsilon: float, bug
     examples = encode_prompted(found.tokenizer, Prompted([""] * len(texts), texts), max_length=CONTEXT).examples
     share = SAMPLING if bug == "no_sampling" else 1.0
     plan = DPPlan.for_epsilon(
-        epsilon, num_units=len(examples), expected_batch_size=share * len(examples), steps=STEPS, delta=DELTA
-    )
+        epsilon, num_units=len(examples), expected_batch_size=share * len(examples), steps=STEPS, delta=DELTA,
+        clip_norm=CLIP_NORM,
+    )  # fmt: skip
     optimizer = torch.optim.SGD([p for p in found.model.parameters() if p.requires_grad], lr=RATE)
     with planted(bug):
         _, optimizer, batches = engine.make_private(
