@@ -1,0 +1,126 @@
+"""A guard from files: protected strings, the training text for the n-gram filter, public text as reference."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from veiltune.data.manifest import read_manifest
+from veiltune.errors import InputError
+from veiltune.guard.decoding import Guard
+from veiltune.guard.memfree import NgramFilter
+from veiltune.guard.protected import ProtectedStrings
+from veiltune.guard.vectors import Shape, unigram
+from veiltune.guard.vocabulary import Vocabulary
+
+
+def build_guard(
+    tokenizer: Any,
+    *,
+    size: int,
+    protect: Sequence[str | Path] = (),
+    unknown: float = 0.5,
+    shortest: int = 5,
+    memfree: str | Path = "",
+    n: int = 10,
+    candidates: int = 50,
+    false_positive_rate: float = 1e-4,
+    reference: str | Path = "",
+    shape: Shape | None = None,
+) -> Guard | None:
+    """Reads the files and compiles the guard; None if nothing is asked for.
+
+    Args:
+        tokenizer: The model's.
+        size: V of the model.
+        protect: Files as in `protected_values`.
+        unknown: As in `ProtectedStrings`.
+        shortest: As in `ProtectedStrings`.
+        memfree: Training text as in `texts_of`; "": no n-gram filter.
+        n: Tokens of a passage.
+        candidates: As in `Guard`.
+        false_positive_rate: As in `NgramFilter`.
+        reference: Public text as in `texts_of`; "": all tokens alike.
+        shape: Of every vector.
+
+    Raises:
+        InputError: If a file cannot be read or holds nothing, or a string is too short; no message shows a string.
+    """
+    values = [value for path in protect for value in protected_values(Path(path))]
+    if not values and not memfree and (shape is None or shape == Shape()):
+        return None
+    vocabulary = Vocabulary.of(tokenizer, size=size)
+    ngrams = None
+    if memfree:
+        texts = (_ids(tokenizer, text) for text in texts_of(Path(memfree)))
+        ngrams = NgramFilter(texts, n=n, false_positive_rate=false_positive_rate, key=os.urandom(32))
+    shares = unigram((_ids(tokenizer, text) for text in texts_of(Path(reference))), size) if reference else None
+    strings = ProtectedStrings(values, vocabulary, unknown=unknown, shortest=shortest) if values else None
+    return Guard(
+        vocabulary, protected=strings, ngrams=ngrams, candidates=candidates, reference=shares, shape=shape or Shape()
+    )
+
+
+def protected_values(path: Path) -> list[str]:
+    """The strings of a file.
+
+    Args:
+        path: ``manifest.jsonl`` of `veiltune data synth`: all values of the persons and canaries that are in the
+            training text; ``.csv`` or ``.tsv`` with a column `value`; anything else: one string a line, empty lines
+            left out.
+
+    Raises:
+        InputError: If it cannot be read or has no string.
+    """
+    if path.suffix == ".jsonl":
+        manifest = read_manifest(path)
+        values = [value for person in manifest.persons if person.split == "in" for value in person.values.values()]
+        values += [canary.secret for canary in manifest.canaries if canary.included]
+    elif path.suffix in (".csv", ".tsv"):
+        reader = csv.DictReader(io.StringIO(_text(path)), delimiter="\t" if path.suffix == ".tsv" else ",")
+        if "value" not in (reader.fieldnames or ()):
+            raise InputError(f"{path} must have a column named value")
+        values = [row["value"] or "" for row in reader]
+    else:
+        values = [line for line in _text(path).splitlines() if line.strip()]
+    if not values:
+        raise InputError(f"{path} has no string to protect")
+    return values
+
+
+def texts_of(path: Path) -> Iterator[str]:
+    """The records of a JSON Lines file with a field `text`, or the lines of any other.
+
+    Raises:
+        InputError: If it cannot be read, or a line is not such an object.
+    """
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        if path.suffix != ".jsonl":
+            yield line
+            continue
+        try:
+            text = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError):
+            text = None
+        if not isinstance(text, str):
+            raise InputError(f"{path}: line {number} must be a JSON object with a field text")
+        yield text
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8; save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None

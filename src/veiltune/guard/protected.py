@@ -1,0 +1,172 @@
+"""Protected strings against token ids: which tokens would complete one, and which would tell of its withheld part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from veiltune.guard.folding import SHORTEST, UNKNOWN, fold_all
+from veiltune.guard.trie import Automaton, contained, ended
+from veiltune.guard.vocabulary import Int64, Vocabulary
+
+_KEPT = 200_000  # states whose tokens are kept
+_BUSY = 64  # strings through a state from which on its tokens are looked up in advance
+_NONE: Int64 = np.zeros(0, dtype=np.int64)
+
+
+class TextState(NamedTuple):
+    """What the guard remembers of a text; depends on its folded characters only.
+
+    Attributes:
+        heads: State of the automaton of heads.
+        strings: State of the automaton of whole strings.
+        sealed: Characters that are still to be withheld after a head.
+        pending: Bytes that wait for the rest of their character.
+    """
+
+    heads: int
+    strings: int
+    sealed: int
+    pending: bytes
+
+
+START = TextState(0, 0, 0, b"")
+
+
+class ProtectedStrings:
+    """A set of protected strings, compiled for one vocabulary.
+
+    Two questions are answered for a text and every token at once. `completing`: which tokens would make the text
+    contain a whole protected string that ends in the token; never emitted. `withheld`: which tokens lie in the part
+    that must stay unknown; the vectors that are told say of them only what a reference says. The second answer is the
+    same for all strings with the same heads and lengths: it knows nothing of the withheld characters.
+
+    A text that already contains a protected string is no exception: an exception would tell whoever guesses that a
+    guess was right.
+
+    >>> tokens = [bytes([code]) for code in range(128)] + [b" Doe", b"e D", b"Doe is"]
+    >>> guard = ProtectedStrings(["Jane Doe"], Vocabulary(tokens))
+    >>> state = guard.read(b"JANE")
+    >>> guard.withheld(state) is None, guard.completing(state).tolist()
+    (False, [128, 130])
+    >>> guard.withheld(guard.read(b"Jane")).tolist(), guard.completing(guard.read(b"jane-d.o")).tolist()
+    ([128, 130], [69, 101, 129])
+
+    Guarantee:
+        Text drawn without the `completing` tokens never contains a protected string, in any case, width or accent, with
+        any punctuation between, however it is cut into tokens. It does not cover other writings: look-alike letters of
+        other scripts, digits in words, translations, a string told backwards or in pieces with letters between.
+
+    Args:
+        values: The strings.
+        vocabulary: Of the model.
+        unknown: Share of each string that must stay unknown; 0: only its last character.
+        shortest: As in `folding.fold_all`.
+
+    Raises:
+        InputError: As `folding.fold_all`.
+
+    Attributes:
+        count: Different strings.
+        build_seconds: What it took.
+    """
+
+    def __init__(
+        self,
+        values: Sequence[str],
+        vocabulary: Vocabulary,
+        *,
+        unknown: float = UNKNOWN,
+        shortest: int = SHORTEST,
+    ) -> None:
+        began = time.perf_counter()
+        strings = fold_all(values, unknown=unknown, shortest=shortest)
+        tails: dict[str, int] = {}
+        for one in strings:
+            head = one.text[: one.head]
+            tails[head] = max(tails.get(head, 0), len(one.text) - one.head)
+        self.count, self.vocabulary = len(strings), vocabulary
+        self._strings = Automaton([one.text for one in strings], [1] * len(strings))
+        heads = sorted(tails)
+        self._heads = Automaton(heads, [tails[head] for head in heads])
+        self._completing = _Tokens(self._strings, vocabulary, inside=False)
+        self._passing = _Tokens(self._heads, vocabulary, inside=True)
+        self.build_seconds = time.perf_counter() - began
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the automata."""
+        return self._strings.nbytes + self._heads.nbytes
+
+    def start(self, token_ids: Iterable[int]) -> TextState:
+        """The state after a prompt."""
+        state = START
+        for token in token_ids:
+            state = self.advance(state, token)
+        return state
+
+    def read(self, text: bytes) -> TextState:
+        """The state after a text in UTF-8, whatever its tokens."""
+        return self._moved(START, self.vocabulary.folded(START.pending, text))
+
+    def advance(self, state: TextState, token: int) -> TextState:
+        """The state after one more token."""
+        return self._moved(state, self.vocabulary.append(state.pending, token))
+
+    def _moved(self, state: TextState, added: tuple[str, bytes]) -> TextState:
+        heads, strings, sealed, _ = state
+        for code in map(ord, added[0]):
+            heads, strings = self._heads.step(heads, code), self._strings.step(strings, code)
+            sealed = max(sealed - 1, self._heads.worth[heads])
+        return TextState(heads, strings, max(sealed, 0), added[1])
+
+    def completing(self, state: TextState) -> Int64:
+        """Ids of the tokens after which the text would contain a protected string that ends in the token."""
+        return self._completing.after(state.strings, state.pending)
+
+    def withheld(self, state: TextState) -> Int64 | None:
+        """Ids of the tokens that would tell a withheld character; None: all, since a head has just ended."""
+        return None if state.sealed else self._passing.after(state.heads, state.pending)
+
+
+class _Tokens:
+    """Tokens that end a string of an automaton, for each state; looked up once and kept."""
+
+    def __init__(self, automaton: Automaton, vocabulary: Vocabulary, *, inside: bool) -> None:
+        self._automaton, self._vocabulary, self._inside = automaton, vocabulary, inside
+        self._whole: dict[tuple[int, bytes], Int64] = {}
+        self._through: dict[tuple[int, bytes], Int64] = {}
+        for node in np.flatnonzero(np.asarray(automaton.hi) - np.asarray(automaton.lo) > _BUSY).tolist():
+            self._node(node, b"")
+
+    def after(self, state: int, pending: bytes) -> Int64:
+        key = (state, pending)
+        if key not in self._whole:
+            parts = [ids for node in self._automaton.chain(state) if len(ids := self._node(node, pending))]
+            _room(self._whole)
+            self._whole[key] = np.unique(np.concatenate(parts)) if parts else _NONE
+        return self._whole[key]
+
+    def _node(self, node: int, pending: bytes) -> Int64:
+        """Of the strings that go through one node."""
+        key = (node, pending)
+        if key not in self._through:
+            parts: list[Int64] = []
+            for texts in self._vocabulary.tables(pending):
+                rows = (
+                    ended(self._automaton, node, texts.trie, inside=self._inside)
+                    if node
+                    else contained(self._automaton, texts.trie, inside=self._inside)
+                )
+                parts += texts.ids(rows)
+            _room(self._through)
+            self._through[key] = np.concatenate(parts) if parts else _NONE
+        return self._through[key]
+
+
+def _room(kept: dict[tuple[int, bytes], Int64]) -> None:
+    if len(kept) >= _KEPT:
+        kept.clear()
