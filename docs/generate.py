@@ -16,6 +16,7 @@ from typing import Any
 from veiltune.audit.leakage import LeakageRecord
 from veiltune.audit.record import AttackRecord
 from veiltune.config import Section, TrainConfig, TuneConfig, VendorConfig
+from veiltune.config.guard import GuardConfig
 
 _COMMAND_LISTS = re.compile(r"\*\*Commands\*\*:\n\n(?:\* .*\n)+\n")  # they cut every sentence short
 _HELP_OPTION = "* `--help`: Show this message and exit.\n"
@@ -45,6 +46,11 @@ def tune_keys() -> str:
 def train_keys() -> str:
     """Every key of a private training run's TOML file: one table a section."""
     return _sections(TrainConfig)
+
+
+def guard_keys() -> str:
+    """Every key of a guarded API's TOML file: one table a section."""
+    return _sections(GuardConfig)
 
 
 def _sections(config: type[Section]) -> str:

@@ -18,6 +18,7 @@ from tiny import tiny_model
 from tiny_text import causal_tokenizer
 from veiltune.cli import app
 from veiltune.config import Section, TrainConfig, TuneConfig, VendorConfig, load_config, parse_config
+from veiltune.config.guard import GuardConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + sorted(ROOT.glob("docs/*.md"))
@@ -166,10 +167,12 @@ def test_configurations_are_what_their_names_say() -> None:
 def test_the_configurations_in_the_readme_load() -> None:
     import tomllib
 
-    split, private, leak = HEREDOC.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    split, private, leak, guard = HEREDOC.findall((ROOT / "README.md").read_text(encoding="utf-8"))
     parse_config(TuneConfig, tomllib.loads(split))
     assert parse_config(TrainConfig, tomllib.loads(private)).privacy.epsilon == 8
     assert parse_config(TrainConfig, tomllib.loads(leak)).data.person_column == "person"
+    assert parse_config(TrainConfig, tomllib.loads('defences.preset = "dp"\n' + leak)).defences.preset == "dp"
+    assert parse_config(GuardConfig, tomllib.loads(guard)).limits.budget == 100_000
 
 
 def test_the_loop_in_the_readme_runs(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from veiltune.cli import measure
+from veiltune.cli import data, forget, guard, measure
 from veiltune.errors import VeiltuneError
 
 app = typer.Typer(
@@ -28,7 +28,8 @@ app = typer.Typer(
 vendor_app = typer.Typer(no_args_is_help=True, help="The vendor's side: certificates and the server.")
 tenant_app = typer.Typer(no_args_is_help=True, help="Who may connect.")
 app.add_typer(vendor_app, name="vendor")
-app.add_typer(measure.data_app, name="data")
+app.add_typer(data.data_app, name="data")
+app.add_typer(guard.guard_app, name="guard")
 vendor_app.add_typer(tenant_app, name="tenant")
 
 State = Annotated[Path, typer.Option("--state", help="The vendor's folder: authority, job database, checkpoints.")]
@@ -146,6 +147,7 @@ def predict(
     typer.echo(f"{count} predictions in {output}; {run / 'privacy.json'} counts their releases")
 
 
+app.command()(forget.unlearn)
 app.command()(measure.audit)
 app.command()(measure.report)
 

@@ -1,15 +1,13 @@
-"""The commands that measure what leaks: `audit`, `report`, and `data synth`, which makes something to find."""
+"""The commands that measure what leaks: `audit` and `report`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from veiltune.errors import InputError
-
-data_app = typer.Typer(no_args_is_help=True, help="Text to train on and to look for.")
 
 SPLIT, MODEL = "A split run (with --public)", "A language model (with --manifest, or --data and --pii)"
 _CLAIM_BROKEN, _GATE_FAILED = 5, 7
@@ -44,6 +42,8 @@ def audit(
         Path | None,
         _model("Table of its secrets: type, value; also person, and member (0: a control).", "--pii"),
     ] = None,
+    only: Annotated[Path | None, _model("Judge these persons alone: a file with an id on each line.")] = None,
+    leave_out: Annotated[Path | None, _model("Judge all but these persons, e.g. those that were unlearned.")] = None,
     base: Annotated[str, _model("Public model that training started from; a run folder knows its own.")] = "",
     output: Annotated[
         Path | None, _model("Folder for leakage.json; a run folder has a place for it.", "--output", "-o")
@@ -78,6 +78,8 @@ def audit(
                 manifest=manifest,
                 data=data,
                 pii=pii,
+                only=only,
+                leave_out=leave_out,
                 base=base,
                 tokenizer=tokenizer,
                 api_model=api_model,
@@ -156,54 +158,3 @@ def report(
     write_report(runs, output, with_text=not without_text)
     shown = "no texts" if without_text else "sample texts, so keep it where the texts are kept"
     typer.echo(f"{output} (it contains {shown})")
-
-
-@data_app.command()
-def synth(
-    folder: Annotated[Path, typer.Argument(help="New or empty folder to write to.")],
-    preset: Annotated[str, typer.Option(help="ci, std or full; the options below override it.")] = "std",
-    persons: Annotated[
-        int | None, typer.Option(help="Persons in the training text; each has a twin who is not.")
-    ] = None,
-    population: Annotated[int | None, typer.Option(help="Persons of population.jsonl.")] = None,
-    validation: Annotated[int | None, typer.Option(help="Persons of validation.jsonl.")] = None,
-    canaries: Annotated[int | None, typer.Option(help="Canaries whose inclusion a coin decides.")] = None,
-    canary_family: Annotated[
-        str | None,
-        typer.Option(help="Of these: random (letters), or token (give tokens.txt to the tokenizer)."),
-    ] = None,
-    exposure_canaries: Annotated[
-        int | None, typer.Option(help="Canaries for each family and number of insertions.")
-    ] = None,
-    references: Annotated[int | None, typer.Option(help="Secrets of each family that are never inserted.")] = None,
-    carrier_share: Annotated[float | None, typer.Option(help="Least share of words without personal data.")] = None,
-    locale: Annotated[list[str] | None, typer.Option(help="en_US or zh_CN. Repeatable.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed and options give the same bytes.")] = 0,
-) -> None:
-    """Write a corpus with known secrets, none of a real person, and the answer key for `veiltune audit`."""
-    from dataclasses import replace
-
-    from veiltune._validate import one_of
-    from veiltune.data.synth import PRESETS, synthesise
-
-    given: dict[str, Any] = {
-        "persons": persons,
-        "population": population,
-        "validation": validation,
-        "canaries": canaries,
-        "canary_family": canary_family,
-        "exposure_canaries": exposure_canaries,
-        "references": references,
-        "carrier_share": carrier_share,
-        "locales": tuple(locale) if locale else None,
-    }
-    chosen = PRESETS[one_of(PRESETS, preset=preset)]
-    options = replace(chosen, seed=seed, **{name: value for name, value in given.items() if value is not None})
-    summary = synthesise(folder, options)
-    train = summary.documents["train"]
-    typer.echo(
-        f"{folder}: {sum(train.values()):,} documents to train on ({summary.carrier_share:.0%} of the words without"
-        f" personal data, {summary.canary_share:.1%} in canaries), {summary.persons['in']} persons in it and"
-        f" {summary.persons['out']} twins who are not"
-    )
-    typer.echo(f"answer key, keep it from whoever trains: {summary.manifest} (SHA-256 {summary.digest[:12]}...)")

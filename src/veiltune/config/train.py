@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from veiltune.config.base import Count, Device, NonNegative, Positive, Section
+from veiltune.config.defences import Defences, DefencesSection
 
 
 class BaseModelSection(Section):
@@ -174,6 +175,8 @@ class TrainConfig(Section):
     """what is claimed"""
     train: FineTuningSection
     """the fine-tuning"""
+    defences: DefencesSection = DefencesSection()
+    """what happens to the text before and while it is learnt"""
     evaluation: EvaluationSection = EvaluationSection()
     """scores of generated texts"""
     report: ReportSection = ReportSection()
@@ -186,3 +189,29 @@ class TrainConfig(Section):
         if self.privacy.max_records is not None and not self.data.person_column:
             raise ValueError("privacy.max_records is of a person, and data.person_column names none; remove it")
         return self
+
+    @model_validator(mode="after")
+    def _defences_fit(self) -> Self:
+        asked, public = self.defences, self.privacy.disabled
+        if asked.preset in ("light", "standard") and not public:
+            raise ValueError(
+                f"has defences.preset {asked.preset!r}, which looks across persons and at training rows without noise;"
+                " with privacy use preset 'dp'"
+            )
+        if asked.preset == "dp" and public:
+            raise ValueError("has defences.preset 'dp' and no privacy; set privacy.epsilon, or use preset 'standard'")
+        if asked.preset != "none" and self.train.method == "full":
+            raise ValueError("has a preset of defences, which train few parameters; set train.method, or no preset")
+        if asked.stop_on_memorisation and not public:
+            raise ValueError("has defences.stop_on_memorisation, which looks at training rows without noise; remove it")
+        if asked.max_records and not self.data.person_column:
+            raise ValueError("has defences.max_records, which are of a person; set data.person_column")
+        if self.model.task == "classification" and (
+            asked.mask_personal or asked.goldfish or asked.stop_on_memorisation or asked.preset == "standard"
+        ):
+            raise ValueError("has defences of texts that a model learns to write; for classes use preset light or dp")
+        return self
+
+    def settled_defences(self) -> Defences:
+        """What `defences` comes to in this run."""
+        return self.defences.settled(persons=bool(self.data.person_column), generation=self.model.task == "generation")

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from veiltune._validate import one_of, positive_int
 from veiltune.data.prompts import Prompted
+from veiltune.dp.masking import NO_LOSS as NO_LOSS
+from veiltune.dp.masking import without_spans
 from veiltune.errors import DataError, InputError
 
 SEPARATOR = "\n"
-NO_LOSS = -100
 PROMPT_RULE = (
     "the prompt keeps its end and the target its beginning; each is sure of half of the length and may use what the "
     "other leaves"
@@ -107,6 +108,7 @@ def encode_prompted(
     max_length: int,
     loss_on: Literal["target", "all"] = "target",
     separator: str = SEPARATOR,
+    without_loss: Sequence[Sequence[tuple[int, int]]] | None = None,
 ) -> EncodedSet[Encoded]:
     r"""Encodes prompts and targets in the form that this module's docstring shows.
 
@@ -131,10 +133,12 @@ def encode_prompted(
         loss_on: "target": the target and eos. "all": every token but the first, for which nothing predicts.
         separator: Between prompt and target; a newline by default, or the name of a special token: LoRA and Yu et al.
             trained GPT-2 with ``<|endoftext|>``.
+        without_loss: Of each target, pairs of characters (first, one past the last) whose tokens have no loss.
 
     Raises:
         DataError: If a target has no tokens; names its row.
-        InputError: If the tokenizer has no end-of-text token, or max_length is too small for the form.
+        InputError: If the tokenizer has no end-of-text token, max_length is too small for the form, or the tokenizer
+            cannot say which characters a token has (only fast ones can).
 
     Source: the form without bos, with loss on the target: Hu et al. 2021, arXiv:2106.09685; arXiv:2110.06500.
     """
@@ -145,16 +149,18 @@ def encode_prompted(
     frame = len(start) + (len(_ids(tokenizer, [separator])[0]) if with_prompts else 0)
     _check_room(max_length, frame=frame, least=2)
     heads = prompt_ids(tokenizer, prompted.prompts, separator=separator)
+    targets = _ids(tokenizer, prompted.targets)
+    wanted = targets if without_loss is None else _labels(tokenizer, prompted.targets, targets, without_loss)
     examples: list[Encoded] = []
     cut = 0
-    for row, (head, target) in enumerate(zip(heads, _ids(tokenizer, prompted.targets), strict=True), start=1):
+    for row, (head, target, own) in enumerate(zip(heads, targets, wanted, strict=True), start=1):
         if not target:
             raise DataError(f"the target of row {row} has no tokens; fill it or remove the row")
         target = [*target, eos]
         cut += len(head) + len(target) > max_length
         head = _keep_end(head, max(max_length // 2, max_length - len(target)), fixed=len(start))
-        target = target[: max_length - len(head)]
-        labels = [NO_LOSS] * len(head) + target if loss_on == "target" else head + target
+        target, own = target[: max_length - len(head)], [*own, eos][: max_length - len(head)]
+        labels = [NO_LOSS] * len(head) + own if loss_on == "target" else head + own
         examples.append(Encoded(head + target, [NO_LOSS, *labels[1:]]))
     return EncodedSet(examples, cut, max_length, PROMPT_RULE if with_prompts else TEXT_RULE)
 
@@ -265,6 +271,23 @@ def _ids(tokenizer: Any, texts: Sequence[str], *, add_special_tokens: bool = Fal
     return [
         list(ids)
         for ids in tokenizer(list(texts), add_special_tokens=add_special_tokens, verbose=False, **limits)["input_ids"]
+    ]
+
+
+def _labels(
+    tokenizer: Any,
+    texts: Sequence[str],
+    ids: Sequence[list[int]],
+    spans: Sequence[Sequence[tuple[int, int]]],
+) -> list[list[int]]:
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError("the tokenizer cannot say which characters a token has; use a fast one, or no mask_personal")
+    if not texts:
+        return []
+    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+    return [
+        without_spans(row, offsets, own)
+        for row, offsets, own in zip(ids, encoded["offset_mapping"], spans, strict=True)
     ]
 
 

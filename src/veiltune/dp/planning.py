@@ -6,6 +6,7 @@ from typing import Any
 
 from veiltune.config import TrainConfig
 from veiltune.dp.data import TrainingTables, read_training_tables
+from veiltune.dp.data_stage import thin_out
 from veiltune.dp.plan import DPPlan
 from veiltune.dp.sampling import Units
 
@@ -46,11 +47,11 @@ def dry_run(config: TrainConfig) -> dict[str, str]:
         InputError: See `plan_of` and `read_training_tables`.
         PrivacyError: See `plan_of`.
     """
-    tables = read_training_tables(config)
-    units = tables.units()
+    thinned = thin_out(read_training_tables(config), config.settled_defences(), private=not config.privacy.disabled)
+    tables, units = thinned.tables, thinned.tables.units()
     plan = plan_of(config, units)
     train = config.train
-    lines = {"data": _data(tables, units), **description(config, plan)}
+    lines = {"data": "; ".join([_data(tables, units), *thinned.notes]), **description(config, plan)}
     lines |= {f"warning {number}": line for number, line in enumerate(run_warnings(config, plan), start=1)}
     return lines | {
         "training": f"{train.method} on {config.model.name} for {config.model.task}, learning_rate "

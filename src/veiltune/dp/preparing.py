@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,9 +16,11 @@ from veiltune.config import TrainConfig
 from veiltune.data.prompts import Prompted
 from veiltune.data.tables import LabelSet
 from veiltune.dp.data import Labelled, TrainingTables
+from veiltune.dp.data_stage import Spans, personal_spans
 from veiltune.dp.encoding import EncodedSet, collate, encode_prompted, encode_texts_with_labels
 from veiltune.dp.engine import Collate
 from veiltune.dp.losses import LossFn, causal_lm_losses, classification_losses
+from veiltune.dp.masking import goldfish
 from veiltune.errors import UnsupportedModelError
 from veiltune.models.adapters import attach_peft
 from veiltune.models.families import family_of, longest_sequence
@@ -36,7 +39,7 @@ class Prepared:
         eval: Encoded evaluation rows.
         loss: Of the task.
         collate: Of the task.
-        notes: What was done to long examples, a line each.
+        notes: What was done to rows and to long examples, a line each.
     """
 
     model: PreTrainedModel
@@ -49,8 +52,14 @@ class Prepared:
     notes: list[str]
 
 
-def prepare(config: TrainConfig, tables: TrainingTables) -> Prepared:
-    """Loads the model, attaches the method and encodes both tables.
+def prepare(config: TrainConfig, tables: TrainingTables, *, key: bytes, notes: Sequence[str] = ()) -> Prepared:
+    """Loads the model, attaches the method and encodes both tables; training rows with the loss that defences leave.
+
+    Args:
+        config: The run.
+        tables: After the data stage.
+        key: Of the run; goldfish gaps derive from it.
+        notes: What the data stage did.
 
     Raises:
         InputError: If the model cannot be loaded, an option does not fit it, or a row has no tokens.
@@ -62,17 +71,21 @@ def prepare(config: TrainConfig, tables: TrainingTables) -> Prepared:
             f"{config.model.name!r} is an encoder, which cannot continue a text; name a causal model, e.g. 'smollm2'"
         )
     max_length = min(config.data.max_length, longest_sequence(base.model.config))
-    encoded = {name: _encode(config, base, rows, tables.labels, max_length) for name, rows in _parts(tables)}
+    spans = _without_loss(config, tables)
+    encoded = {
+        name: _encode(config, base, rows, tables.labels, max_length, spans if name == "training" else None)
+        for name, rows in _parts(tables)
+    }
     model = _model(config, base, tables.labels)
     return Prepared(
         model=model,
         tokenizer=base.tokenizer,
         digest=base.digest,
-        train=encoded["training"].examples,
+        train=_with_gaps(config, encoded["training"].examples, key),
         eval=encoded["evaluation"].examples,
         loss=classification_losses if config.model.task == "classification" else causal_lm_losses,
         collate=partial(collate, pad_id=_pad_id(base)),
-        notes=[f"{name} table: {len(rows)} examples; {rows.note()}" for name, rows in encoded.items()],
+        notes=[*notes, *(f"{name} table: {len(rows)} examples; {rows.note()}" for name, rows in encoded.items())],
     )
 
 
@@ -103,14 +116,43 @@ def _parts(tables: TrainingTables) -> list[tuple[str, Labelled | Prompted]]:
 
 
 def _encode(
-    config: TrainConfig, base: BaseModel, rows: Labelled | Prompted, labels: LabelSet | None, max_length: int
+    config: TrainConfig,
+    base: BaseModel,
+    rows: Labelled | Prompted,
+    labels: LabelSet | None,
+    max_length: int,
+    without_loss: list[Spans] | None,
 ) -> EncodedSet[Any]:
     if isinstance(rows, Labelled):
         assert labels is not None
         classes = labels.encode(rows.labels)
         return encode_texts_with_labels(base.tokenizer, rows.texts, classes, max_length=max_length)
     data = config.data
-    return encode_prompted(base.tokenizer, rows, max_length=max_length, loss_on=data.loss_on, separator=data.separator)
+    return encode_prompted(
+        base.tokenizer,
+        rows,
+        max_length=max_length,
+        loss_on=data.loss_on,
+        separator=data.separator,
+        without_loss=without_loss,
+    )
+
+
+def _without_loss(config: TrainConfig, tables: TrainingTables) -> list[Spans] | None:
+    if not config.settled_defences().mask_personal or isinstance(tables.train, Labelled):
+        return None
+    return personal_spans(tables.train.targets, private=not config.privacy.disabled)
+
+
+def _with_gaps(config: TrainConfig, examples: Sequence[Any], key: bytes) -> Sequence[Any]:
+    one_in, context = config.defences.goldfish, config.defences.goldfish_context
+    if not one_in:
+        return examples
+    secret = hashlib.sha256(b"goldfish" + key).digest()
+    return [
+        replace(one, labels=goldfish(one.input_ids, one.labels, one_in=one_in, context=context, key=secret))
+        for one in examples
+    ]
 
 
 def _model(config: TrainConfig, base: BaseModel, labels: LabelSet | None) -> PreTrainedModel:

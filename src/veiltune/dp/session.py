@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -18,8 +18,10 @@ from veiltune import __version__
 from veiltune.config import TrainConfig, dump_toml
 from veiltune.dp.checkpoints import Checkpoints, RunCard, check_same_card, check_same_run, forget_after, run_key
 from veiltune.dp.data import TrainingTables, read_training_tables
+from veiltune.dp.data_stage import scrubbed, thin_out
 from veiltune.dp.engine import DPEngine, StepResult
 from veiltune.dp.evaluation import Evaluator
+from veiltune.dp.memorisation import recitation
 from veiltune.dp.metrics import Score
 from veiltune.dp.plan import DPPlan
 from veiltune.dp.planning import plan_of, run_warnings
@@ -57,6 +59,7 @@ def train(
                                                         same epsilon
         called again when finished                      the same summary; nothing is trained
         stopped for good before the last step           ``privacy.json`` has the epsilon of the steps taken
+        the model recites (stop_on_memorisation)        ends there; without privacy only
         another plan, table, model, key or version      refused; lists what differs
         ``noise_seed`` set                              claimed epsilon is infinite
         ==============================================  =========================================================
@@ -76,7 +79,9 @@ def train(
         StorageError: If the run folder cannot be written; the same call goes on once it can.
     """
     tables = read_training_tables(config)
-    units = tables.units()
+    defences, private = config.settled_defences(), not config.privacy.disabled
+    thinned = thin_out(tables, defences, private=private)
+    units = thinned.tables.units()
     plan = plan_of(config, units)
     run = RunFolder(config.run)
     check_same_run(run, config, plan)
@@ -91,10 +96,12 @@ def train(
             if card is not None:
                 check_same_card(run, RunCard(card.plan, tables.fingerprint(key), card.model, card.version))
             return dict(run.read_json("summary.json"))
-        prepared = prepare(config, tables)
+        rows, notes = scrubbed(thinned.tables.train, defences, run.private / "data", private=private)
+        ready = replace(thinned.tables, train=rows)
+        prepared = prepare(config, ready, key=key, notes=[*thinned.notes, *notes])
         check_same_card(run, RunCard(plan.to_dict(), tables.fingerprint(key), prepared.digest, __version__))
         with storage_errors(run.path):
-            return _Session(config, run, plan, prepared, tables, units, key, reporter or TrainReporter()).train(stop)
+            return _Session(config, run, plan, prepared, ready, units, key, reporter or TrainReporter()).train(stop)
 
 
 @contextlib.contextmanager
@@ -182,6 +189,8 @@ class _Session:
         total, every = self.plan.steps, self.config.train.evaluate_every
         self.reporter.phase("train", total)
         for step in range(self.done, total):
+            if self._recites():
+                break
             self._step(step)
             self.done, stopping = step + 1, stop()
             if every and self.done % every == 0 and self.done < total:
@@ -191,6 +200,23 @@ class _Session:
                 self._write_privacy()
             if stopping and self.done < total:
                 raise InterruptedRunError(f"stopped at step {self.done}; the same command goes on from here")
+
+    def _recites(self) -> bool:
+        """Whether the model knows more of the training rows by heart than the configuration lets it."""
+        most = self.config.settled_defences().stop_on_memorisation
+        if not most or not self.done or self.done % self.config.train.checkpoint_every:
+            return False
+        found = recitation(
+            self.model, self.prepared.train, self.prepared.eval, collate=self.prepared.collate,
+            seed=self.config.train.seed,
+        )  # fmt: skip
+        self.run.log({"step": self.done, "recitation": vars(found) | {"excess": found.excess}})
+        if found.excess > most:
+            self.reporter.say(
+                f"stopped at step {self.done} of {self.plan.steps}: the model recites {found.train:.1%} of the passages"
+                f" of training rows and {found.unseen:.1%} of unseen ones (stop_on_memorisation = {most:g})"
+            )
+        return found.excess > most
 
     def _step(self, step: int) -> None:
         started, train = time.monotonic(), self.config.train
@@ -275,7 +301,8 @@ class _Session:
             "delta": self.plan.delta,
             "unit": self.plan.unit,
             "noise_multiplier": self.plan.noise_multiplier,
-            "steps": self.plan.steps,
+            "steps": self.done,
+            "planned_steps": self.plan.steps,
             "train_examples": len(self.prepared.train),
             "eval_examples": len(self.prepared.eval),
             "labels": list(self.tables.labels.names) if self.tables.labels else [],

@@ -51,6 +51,8 @@ class LeakageOptions:
         manifest: Of `veiltune data synth`; "" with `data` and `pii`.
         data: Folder with the training text in plain files, where there is no manifest.
         pii: Table of the secrets in it.
+        only: File with ids of persons, one a line: judge them alone, with their twins.
+        leave_out: The same: judge all but them.
         base: Public model that training started from; "" for the run's own, or none.
         tokenizer: Model folder or name with the tokenizer of an API's model.
         api_model: Name of the model at an API.
@@ -71,6 +73,8 @@ class LeakageOptions:
     manifest: Path | None = None
     data: Path | None = None
     pii: Path | None = None
+    only: Path | None = None
+    leave_out: Path | None = None
     base: str = ""
     tokenizer: str = ""
     api_model: str = ""

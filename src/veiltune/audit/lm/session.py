@@ -14,7 +14,7 @@ import datetime
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from veiltune.audit.leakage import Extraction, LeakageRecord, LeakageSizes, Memb
 from veiltune.audit.lm import ranking
 from veiltune.audit.lm.blind import blind_baseline, check_blind
 from veiltune.audit.lm.canaries import canary_scores, canary_text, exposures, one_run_bound, secret_places
+from veiltune.audit.lm.choosing import chosen_persons
 from veiltune.audit.lm.encoding import Encoder, Sequenced
 from veiltune.audit.lm.extraction import (
     Attempt,
@@ -60,13 +61,18 @@ LEAKAGE = "leakage.json"
 
 
 def audit_model(
-    options: LeakageOptions, *, gates: Sequence[Gate] = (), reporter: Reporter | None = None
+    options: LeakageOptions,
+    *,
+    gates: Sequence[Gate] = (),
+    around: Callable[[BlackBox], BlackBox] | None = None,
+    reporter: Reporter | None = None,
 ) -> LeakageRecord:
     """Audits a model, and writes leakage.json and private/leakage/ into its folder; called again, it goes on.
 
     Args:
         options: What to ask.
         gates: Checked before anything is asked, as far as the sizes say that they could never pass.
+        around: Puts something before the model, such as a guard: what it returns is asked instead.
         reporter: Told about progress.
 
     Raises:
@@ -77,7 +83,8 @@ def audit_model(
     """
     started = time.monotonic()
     reporter = reporter or Reporter()
-    manifest = _manifest(options)
+    whole = _manifest(options)
+    manifest, choice = chosen_persons(whole, only=options.only, leave_out=options.leave_out)
     subjects = Subjects.of(manifest, seed=options.seed)
     subjects.require_enough(membership=options.manifest is not None)
     reporting = min(int((~subjects.calibration & side).sum()) for side in (subjects.members, ~subjects.members))
@@ -87,8 +94,12 @@ def audit_model(
     if blind is not None:
         check_blind(blind)
     opened = open_models(options, train_digest=str(manifest.header.get("sha256", {}).get("train.jsonl", "")))
+    if around is not None:
+        opened = replace(opened, target=around(opened.target))
     with storage_errors(opened.folder), opened.target:
-        record = _Audit(options, manifest, subjects, opened, blind, reporter).record(started)
+        audit = _Audit(options, manifest, subjects, opened, blind, reporter)
+        audit.notes += [choice] if choice else []
+        record = audit.record(started).model_copy(update={"manifest_digest": whole.digest})
         atomic_write_bytes(opened.folder / LEAKAGE, (record.model_dump_json(indent=2) + "\n").encode())
     return record
 

@@ -1,0 +1,192 @@
+"""The life cycle, stage by stage: what each preset of defences costs, and what it leaves to find.
+
+    python bench/lifecycle.py --quick                   # one seed, preset ci, minutes
+    python bench/lifecycle.py --preset std --seeds 0 1 2
+
+A tokenizer and a base model are trained on the population (nobody of it is on either side of the audit). `none` is full
+fine-tuning, each document for itself; `light`, `standard` and `dp` are LoRA by `veiltune train` with that preset, as
+many visits of each document. `standard` and `dp` are audited through the guard that protects everybody's values. Each
+run is kept under --work and the same command goes on.
+
+Ratios of time and memory are of one step on GPT-2's shape against plain HF + PEFT (`dp_step.py`), since the runs here
+differ in how many rows they keep; the overhead of an answer is `guard.py`'s. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import audit_ci
+import dp_step
+import guard as guard_bench
+import torch
+from guarded_box import GuardedModel
+from small_model import texts_of
+
+from veiltune.audit.blackbox import BlackBox
+from veiltune.audit.leakage import LeakageRecord
+from veiltune.audit.lm.gates import figures
+from veiltune.audit.lm.options import LeakageOptions
+from veiltune.audit.lm.session import audit_model
+from veiltune.config import TrainConfig, parse_config
+from veiltune.data.synth import PRESETS, synthesise
+from veiltune.dp.session import train
+from veiltune.guard.building import build_guard
+from veiltune.guard.vectors import Shape
+from veiltune.models.loading import load_tokenizer
+
+STAGES = ("none", "light", "standard", "dp")
+GUARDED = {"standard": Shape(top_k=50, decimals=3), "dp": Shape()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, preset ci, fewer visits")
+    parser.add_argument("--preset", default="ci", choices=list(PRESETS))
+    parser.add_argument("--work", type=Path, default=Path("runs/lifecycle"))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
+    parser.add_argument("--epochs", type=float, default=17.0)
+    parser.add_argument("--threads", type=int, default=0)
+    chosen = parser.parse_args()
+    if chosen.quick:
+        chosen.preset, chosen.seeds, chosen.epochs = "ci", [0], min(chosen.epochs, 8.0)
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    started = time.monotonic()
+    costs = step_costs(chosen.threads or 1) | {"inference": guard_bench.overhead(quick=chosen.quick)}
+    rows = {stage: [one_run(stage, seed, chosen) for seed in chosen.seeds] for stage in chosen.stages}
+    found = {stage: summarised(stage, rows[stage], rows["none"], costs) for stage in chosen.stages}
+    for stage, row in found.items():
+        print(stage, json.dumps(row), flush=True)
+    print(json.dumps(found | {"seeds": chosen.seeds, "seconds": round(time.monotonic() - started, 1)}))
+
+
+def one_run(stage: str, seed: int, chosen: argparse.Namespace) -> dict[str, Any]:
+    folder = chosen.work / f"{chosen.preset}-{seed}"
+    corpus = folder / "corpus"
+    if not (corpus / "manifest.jsonl").exists():
+        shutil.rmtree(corpus, ignore_errors=True)
+        synthesise(corpus, replace(PRESETS[chosen.preset], seed=seed))
+    base = audit_ci.base_model(folder, corpus, argparse.Namespace(seed=seed, base_epochs=2.0))
+    run = folder / stage
+    summary = train(settings(stage, run, base, corpus, seed, chosen))
+    record = audit_model(
+        LeakageOptions(model=str(run), manifest=corpus / "manifest.jsonl", preset=chosen.preset, seed=seed),
+        around=lambda box: guarded(stage, box, base, corpus),
+    )
+    row = shown(record) | {"seconds": summary["seconds"], "steps": summary["steps"]}
+    print(stage, "seed", seed, json.dumps(row), flush=True)
+    return row
+
+
+def settings(stage: str, run: Path, base: Path, corpus: Path, seed: int, chosen: argparse.Namespace) -> TrainConfig:
+    rows = len(texts_of(corpus / "train.jsonl"))
+    private = stage == "dp"
+    tree: dict[str, Any] = {
+        "run": str(run),
+        "model": {"name": str(base), "task": "generation"},
+        "data": {
+            "train": str(corpus / "train.jsonl"),
+            "eval": str(corpus / "validation.jsonl"),
+            "prompt_column": "",
+            "target_column": "text",
+            "person_column": "" if stage == "none" else "person",
+            "max_length": audit_ci.CONTEXT,
+        },
+        "privacy": {"epsilon": 8.0} if private else {"disabled": True},
+        "defences": {"preset": stage},
+        "train": {
+            "method": "full" if stage == "none" else "lora",
+            "rank": 16,
+            "targets": None if stage == "none" else ["c_attn", "c_proj", "c_fc"],
+            "batch_size": 512 if private else 16,
+            "steps": 60 if private else math.ceil(chosen.epochs * rows / 16),
+            "learning_rate": 3e-3 if stage in ("none", "dp") else 5e-3,
+            "warmup_fraction": 0.05,
+            "checkpoint_every": 20 if private else 100,
+            "seed": seed,
+            "threads": chosen.threads,
+        },
+    }
+    return parse_config(TrainConfig, without_none(tree))
+
+
+def without_none(tree: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: without_none(value) if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if value is not None
+    }
+
+
+def guarded(stage: str, box: BlackBox, base: Path, corpus: Path) -> BlackBox:
+    if stage not in GUARDED:
+        return box
+    guard = build_guard(
+        load_tokenizer(str(base)),
+        size=box.vocabulary,
+        protect=[corpus / "manifest.jsonl"],
+        reference=corpus / "population.jsonl",
+        shape=GUARDED[stage],
+    )
+    assert guard is not None
+    return GuardedModel(box, guard, mark=stage)
+
+
+def shown(record: LeakageRecord) -> dict[str, Any]:
+    values = figures(record)
+    names = ("auc", "auc_lower", "auc_upper", "tpr_at_1_percent", "recall", "precision", "excess_recall")
+    names += ("excess_recall_upper", "audited_epsilon", "claimed_epsilon", "perplexity")
+    return {name: values.get(name) for name in names} | {
+        "attack": record.membership.strongest if record.membership else None,
+        "extraction": record.extraction.strongest,
+    }
+
+
+def summarised(
+    stage: str, rows: list[dict[str, Any]], none: list[dict[str, Any]], costs: dict[str, Any]
+) -> dict[str, Any]:
+    """Means over seeds of figures, the worst of limits, and every seed."""
+    first = rows[0]
+    found: dict[str, Any] = {}
+    for name, value in first.items():
+        values = [row[name] for row in rows if isinstance(row[name], int | float)]
+        if isinstance(value, int | float) and values:
+            found[name] = max(values) if name.endswith("_upper") else sum(values) / len(values)
+        else:
+            found[name] = value
+    ratios = [row["perplexity"] / other["perplexity"] for row, other in zip(rows, none, strict=True)]
+    kind = "dp" if stage == "dp" else "free"
+    return found | {
+        "perplexity_ratio": sum(ratios) / len(ratios),
+        "memory_ratio": 1.0 if stage == "none" else costs[kind]["memory"],
+        "time_ratio": 1.0 if stage == "none" else costs[kind]["time"],
+        "inference_overhead_upper": costs["inference"]["overhead_upper"] if stage in GUARDED else 0.0,
+        "by_seed": rows,
+    }
+
+
+def step_costs(threads: int) -> dict[str, Any]:
+    """Time and memory of a step as ratios to plain HF + PEFT, interleaved; see `dp_step.py`."""
+    names = ["plain", "ours_non_private", "ours"]
+    arguments = argparse.Namespace(device="cpu", quick=False, rounds=5, threads=threads)
+    rows = dp_step.run_suite("lora", names, arguments)
+    return {
+        kind: {
+            "time": dp_step.middle(dp_step.time_ratios(rows, name, "plain")),
+            "memory": dp_step.memory_ratio(rows, name),
+        }
+        for kind, name in (("free", "ours_non_private"), ("dp", "ours"))
+    }
+
+
+if __name__ == "__main__":
+    main()

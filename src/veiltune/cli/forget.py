@@ -1,0 +1,51 @@
+"""The command that makes a finished run forget: `unlearn`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def unlearn(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished `veiltune train` of a language model.")],
+    persons: Annotated[Path, typer.Argument(help="Whose rows: a file with a value of the person column on each line.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New run folder for the model that forgot.")],
+    method: Annotated[
+        str, typer.Option(help="npo (fades once a row is unlikely) or ascent (gradient ascent).")
+    ] = "npo",
+    beta: Annotated[float, typer.Option(help="Of npo; near 0 it is gradient ascent.")] = 0.1,
+    steps: Annotated[int, typer.Option(help="At most; it ends once the rows are no likelier than unseen ones.")] = 200,
+    batch_size: Annotated[int, typer.Option(help="Rows to forget, and rows to keep, in a step.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-3,
+    keep_weight: Annotated[float, typer.Option(help="Of the loss on rows to keep.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Draws the rows of a step.")] = 0,
+) -> None:
+    """Make a finished run forget the rows of some persons; nothing is proven by it, so audit again.
+
+    `veiltune audit OUT --leave-out PERSONS` judges who remains, `--only PERSONS` who was forgotten.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from veiltune.dp.unlearning import UnlearnOptions
+    from veiltune.dp.unlearning import unlearn as run_unlearn
+    from veiltune.terminal import TerminalReporter
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    options = UnlearnOptions(
+        method=method,
+        beta=beta,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        keep_weight=keep_weight,
+        seed=seed,
+    )
+    with TerminalReporter() as reporter:
+        found = run_unlearn(run, persons, output, options, reporter=reporter)
+    before, after = found["loss_before"], found["loss_after"]
+    for name, what in (("forget", "rows to forget"), ("keep", "rows to keep"), ("unseen", "unseen rows")):
+        typer.echo(f"loss a token, {what}: {before[name]:.3f} before, {after[name]:.3f} after")
+    ended = "as unlikely as unseen rows" if found["as_unlikely_as_unseen"] else "still likelier than unseen rows"
+    typer.echo(f"{found['rows']} rows are {ended} after {found['steps']} steps; nothing is proven: audit {output}")

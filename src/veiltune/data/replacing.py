@@ -1,0 +1,147 @@
+"""Replaces values in a text: those that a detector found there, and every other occurrence of known ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from veiltune._validate import one_of
+from veiltune.data.propagate import Finder, long_enough
+from veiltune.data.pseudonyms import Key, Pseudonyms, Value
+from veiltune.data.surrogates import canonical, written_like
+
+MODES = ("pseudonym", "mask", "remove")
+Spans = list[tuple[int, int, str]]
+_REACH = 40  # characters of context on each side
+_UNSURE = re.compile(r"\[[A-Z_]+\]|\b\w*[A-Z0-9\u00c0-\u00de]\w*")  # in a context: what a detector may have missed
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value stands.
+
+    Attributes:
+        start: First character.
+        end: One past the last.
+        key: Type and canonical value.
+        found: Whether the detector found it; else it is there only because the value is known.
+    """
+
+    start: int
+    end: int
+    key: Key
+    found: bool
+
+
+class Replacer:
+    """Replaces what a detector found and every other occurrence of known values.
+
+    >>> table = {("name", "ann stone"): "Jo Reed"}
+    >>> Replacer([Value("name", "Ann Stone")], table).replace("ANN STONE and Ann Stone.", [])[0]
+    'JO REED and Jo Reed.'
+
+    Args:
+        values: What to look for everywhere.
+        table: What stands in their place, by type and canonical value.
+        always: Of them, those that are looked for however short they are.
+        mode: One of `MODES`; the table is for "pseudonym" alone.
+        alone: If given, values that are not in the table get surrogates as if their record were all there is.
+    """
+
+    def __init__(
+        self,
+        values: Sequence[Value],
+        table: dict[Key, str],
+        *,
+        always: frozenset[Key] = frozenset(),
+        mode: str = "pseudonym",
+        alone: Pseudonyms | None = None,
+    ) -> None:
+        self._alone = alone
+        self._table, self._mode = table, one_of(MODES, mode=mode)
+        self._keys = [(value.type, canonical(value.type, value.text)) for value in values]
+        self._texts = [value.text for value in values]
+        looked_for: list[tuple[str, int]] = []
+        for number, (value, key) in enumerate(zip(values, self._keys, strict=True)):
+            if long_enough(value.text) or key in always:
+                looked_for += [(form, number) for form in dict.fromkeys((value.text, key[1]))]
+        self._finder = Finder(looked_for) if looked_for else None
+
+    def replace(self, text: str, spans: Spans, person: str = "") -> tuple[str, list[Place]]:
+        """The text with other values, and the places of the old ones.
+
+        Args:
+            text: A document.
+            spans: Start, end and type of what a detector found in it, without overlaps.
+            person: Whose record it is, where that matters: with `alone`.
+        """
+        places = self._places(text, spans)
+        if not places:
+            return text, places
+        table = self._table
+        if self._alone and self._mode == "pseudonym":
+            own = {place.key: Value(place.key[0], text[place.start : place.end], person) for place in places}
+            table = self._alone.table([value for key, value in own.items() if key not in table]) | table
+        return "".join(self._parts(text, places, table)), places
+
+    def _parts(self, text: str, places: list[Place], table: dict[Key, str]) -> Iterator[str]:
+        at = 0
+        for place in places:
+            old = text[place.start : place.end]
+            yield text[at : place.start]
+            if self._mode == "pseudonym":
+                yield written_like(place.key[0], old, table[place.key])
+            elif self._mode == "mask":
+                yield f"[{place.key[0].upper()}]"
+            at = place.end
+        yield text[at:]
+
+    def _places(self, text: str, spans: Spans) -> list[Place]:
+        """Of two that overlap the longer stays, then what the detector found."""
+        found = [Place(a, b, (type, canonical(type, text[a:b])), True) for a, b, type in spans]
+        if self._finder is None:
+            return found
+        known = [
+            Place(a, b, self._keys[number], False)
+            for a, b, number in self._finder.find(text)
+            if not self._is_common_word(number, text[a:b])
+        ]
+        covered = {(place.start, place.end) for place in found}
+        known = [place for place in known if (place.start, place.end) not in covered]
+        if not known:
+            return found
+        kept: list[Place] = []
+        for place in sorted([*found, *known], key=lambda p: (p.start, p.start - p.end, not p.found)):
+            if kept and place.start < kept[-1].end:
+                if place.end - place.start > kept[-1].end - kept[-1].start:
+                    kept[-1] = place
+                continue
+            kept.append(place)
+        return kept
+
+    def _is_common_word(self, number: int, old: str) -> bool:
+        """A name of one word, written small, is a word: "mark", "will"."""
+        text = self._texts[number]
+        return self._keys[number][0] == "name" and " " not in text and old.islower() and not text.islower()
+
+
+def context(text: str, places: list[Place], order: int) -> str:
+    """What stands around a place: values masked, and words with a capital or a digit, which may be missed values."""
+    before, at = "", 0
+    for place in places[:order]:
+        before += text[at : place.start] + f"[{place.key[0].upper()}]"
+        at = place.end
+    here = places[order]
+    before += text[at : here.start]
+    after, at = "", here.end
+    for place in places[order + 1 :]:
+        after += text[at : place.start] + f"[{place.key[0].upper()}]"
+        at = place.end
+    after += text[at:]
+    before, after = (_UNSURE.sub(_hidden, side) for side in (before, after))
+    return " ".join(f"{before[-_REACH:]}[{here.key[0].upper()}]{after[:_REACH]}".split())
+
+
+def _hidden(word: re.Match[str]) -> str:
+    return word[0] if word[0].startswith("[") else "_"
