@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from veiltune.guard.folding import SHORTEST, UNKNOWN, fold_all
 from veiltune.guard.trie import Automaton, contained, ended
-from veiltune.guard.vocabulary import Int64, Vocabulary
+from veiltune.guard.vocabulary import Int64, TokenTexts, Vocabulary
 
 _KEPT = 200_000  # states whose tokens are kept
 _BUSY = 64  # strings through a state from which on its tokens are looked up in advance
@@ -138,35 +138,41 @@ class _Tokens:
     def __init__(self, automaton: Automaton, vocabulary: Vocabulary, *, inside: bool) -> None:
         self._automaton, self._vocabulary, self._inside = automaton, vocabulary, inside
         self._whole: dict[tuple[int, bytes], Int64] = {}
-        self._through: dict[tuple[int, bytes], Int64] = {}
+        self._plain: dict[int, Int64] = {}
+        self._later: dict[tuple[int, bytes], Int64] = {}
         for node in np.flatnonzero(np.asarray(automaton.hi) - np.asarray(automaton.lo) > _BUSY).tolist():
-            self._node(node, b"")
+            self._through(node, b"")
 
     def after(self, state: int, pending: bytes) -> Int64:
         key = (state, pending)
         if key not in self._whole:
-            parts = [ids for node in self._automaton.chain(state) if len(ids := self._node(node, pending))]
+            parts = [
+                part for node in self._automaton.chain(state) for part in self._through(node, pending) if len(part)
+            ]
             _room(self._whole)
             self._whole[key] = np.unique(np.concatenate(parts)) if parts else _NONE
         return self._whole[key]
 
-    def _node(self, node: int, pending: bytes) -> Int64:
-        """Of the strings that go through one node."""
+    def _through(self, node: int, pending: bytes) -> tuple[Int64, Int64]:
+        """Of the strings that go through one node: tokens that do not mind the bytes that wait, and those that do."""
+        if node not in self._plain:
+            _room(self._plain)
+            self._plain[node] = self._found(node, self._vocabulary.plain)
         key = (node, pending)
-        if key not in self._through:
-            parts: list[Int64] = []
-            for texts in self._vocabulary.tables(pending):
-                rows = (
-                    ended(self._automaton, node, texts.trie, inside=self._inside)
-                    if node
-                    else contained(self._automaton, texts.trie, inside=self._inside)
-                )
-                parts += texts.ids(rows)
-            _room(self._through)
-            self._through[key] = np.concatenate(parts) if parts else _NONE
-        return self._through[key]
+        if key not in self._later:
+            _room(self._later)
+            self._later[key] = self._found(node, self._vocabulary.later(pending))
+        return self._plain[node], self._later[key]
+
+    def _found(self, node: int, texts: TokenTexts) -> Int64:
+        """Node 0 stands for all strings that lie within a token."""
+        if node:
+            rows = ended(self._automaton, node, texts.trie, inside=self._inside)
+        else:
+            rows = contained(self._automaton, texts.trie, inside=self._inside)
+        return np.concatenate(texts.ids(rows)) if rows else _NONE
 
 
-def _room(kept: dict[tuple[int, bytes], Int64]) -> None:
+def _room(kept: dict[Any, Int64]) -> None:
     if len(kept) >= _KEPT:
         kept.clear()

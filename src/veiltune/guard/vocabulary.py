@@ -101,6 +101,7 @@ class Vocabulary:
 
     Attributes:
         size: V of the model; ids beyond the tokenizer's have no text.
+        plain: The texts of the tokens that do not begin within a character: bytes that wait do not change them.
     """
 
     def __init__(self, tokens: list[bytes], *, size: int | None = None) -> None:
@@ -111,7 +112,7 @@ class Vocabulary:
         later = [i for i, t in enumerate(self._tokens) if t and _FIRST_LATER <= t[0] <= _LAST_LATER]
         self._later = set(later)
         fresh = {token: self._row(b"", token) for token in range(self.size)}
-        self._plain = TokenTexts({token: text for token, text in fresh.items() if token not in self._later})
+        self.plain = TokenTexts({token: text for token, text in fresh.items() if token not in self._later})
         self._tables: dict[bytes, TokenTexts] = {b"": TokenTexts({token: fresh[token] for token in later})}
         self._fresh = [fold(t.decode()) if t.isascii() else None for t in self._tokens]
 
@@ -134,13 +135,13 @@ class Vocabulary:
         text = decoder.decode(pending + added)
         return fold(text), decoder.getstate()[0]
 
-    def tables(self, pending: bytes) -> tuple[TokenTexts, TokenTexts]:
-        """The texts of all tokens after some bytes that wait: those that do not mind them, and those that do."""
+    def later(self, pending: bytes) -> TokenTexts:
+        """The texts, after some bytes that wait, of the tokens that begin within a character."""
         if pending not in self._tables:
             if len(self._tables) >= _PENDINGS:
                 self._tables = {b"": self._tables[b""]}
             self._tables[pending] = TokenTexts({token: self._row(pending, token) for token in self._later})
-        return self._plain, self._tables[pending]
+        return self._tables[pending]
 
     def _row(self, pending: bytes, token: int) -> str:
         text, rest = self.folded(pending, self._tokens[token])
