@@ -272,7 +272,7 @@ def bare() -> LeakageRecord:
 
 def run(record: LeakageRecord) -> ModelRun:
     """As the report loads it, without a folder."""
-    return ModelRun(label="run", letter="A", record=record, training=None, training_note="", samples=(), sample_note="")
+    return ModelRun(label="run", letter="A", record=record, training=None, training_note="", made=None, samples=(), sample_note="")
 
 
 def write_model(folder: Path, record: LeakageRecord, *, samples: Any = SAMPLES, **fields: Any) -> Path:
@@ -285,8 +285,8 @@ def write_model(folder: Path, record: LeakageRecord, *, samples: Any = SAMPLES, 
     return folder
 
 
-def write_training(folder: Path, planned: float | str) -> None:
-    """What `veiltune train` leaves beside it, as far as the report reads it."""
+def write_training(folder: Path, planned: float | str, **made: Any) -> None:
+    """What `veiltune train` leaves beside it, as far as the report reads it; `made` becomes its summary."""
     (folder / "config.toml").write_text('run = "x"\n[train]\nmethod = "full"\n[model]\nname = "gpt2"\n')
     content = {
         "planned_epsilon": planned,
@@ -295,6 +295,9 @@ def write_training(folder: Path, planned: float | str) -> None:
         "statement": {"claim": "as the accountant says", "noise": "Gaussian, noise_multiplier 1.7332"},
     }
     (folder / "privacy.json").write_text(json.dumps(content))
+    if made:
+        counts = {"trainable_parameters": 10, "total_parameters": 1000, "steps": 60}
+        (folder / "summary.json").write_text(json.dumps({"method": "lora", "seconds": 90.4} | counts | made))
 
 
 def write_hostile_model(folder: Path) -> Path:

@@ -22,6 +22,7 @@ from veiltune.dp.data_stage import scrubbed, thin_out
 from veiltune.dp.engine import DPEngine, StepResult
 from veiltune.dp.evaluation import Evaluator
 from veiltune.dp.memorisation import recitation
+from veiltune.dp.memory import peak_memory
 from veiltune.dp.metrics import Score
 from veiltune.dp.plan import DPPlan
 from veiltune.dp.planning import plan_of, run_warnings
@@ -309,6 +310,8 @@ class _Session:
             "notes": self.prepared.notes,
             "non_finite": self.non_finite,
             "seconds": round(self.seconds, 3),
+            "peak_memory_bytes": peak_memory(self.config.train.device),
+            "defences": self.config.settled_defences().model_dump() | {"preset": self.config.defences.preset},
             "examples_per_second": round(self.examples / max(self.seconds, 1e-9), 2),
             "method": self.config.train.method,
             "trainable_parameters": count.trainable,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from veiltune._validate import positive_int
-from veiltune.config import TrainConfig, dump_toml, load_config
+from veiltune.config import TrainConfig, dump_toml
 from veiltune.data.prompts import Prompted
 from veiltune.dp.data import TrainingTables, read_training_tables
 from veiltune.dp.data_stage import scrubbed, thin_out
@@ -26,9 +26,9 @@ from veiltune.dp.forgetting import METHODS, forgetting_losses
 from veiltune.dp.losses import IGNORED, causal_lm_losses
 from veiltune.dp.reporting import TrainReporter
 from veiltune.errors import DataError, InputError, PrivacyError
-from veiltune.models.adapters import load_adapter, save_adapter, trainable_parameters
+from veiltune.models.adapters import save_adapter, trainable_parameters
 from veiltune.models.families import longest_sequence
-from veiltune.models.loading import load_base
+from veiltune.models.finished import fine_tuned, run_of
 from veiltune.runs import RunFolder, atomic_write_bytes, storage_errors
 
 
@@ -94,14 +94,14 @@ def unlearn(
     """
     options = options or UnlearnOptions()
     _check(options)
-    source = RunFolder(run)
-    config, summary = load_config(TrainConfig, source.config_path), source.read_json("summary.json")
+    opened = run_of(run)
+    if opened is None:
+        raise InputError(f"{run} is not the folder of a run of `veiltune train`")
+    source, config = opened
     _check_run(config, Path(output))
     tables = _learnt(source, config)
     named = _named(persons)
-    base = load_base(config.model.name)
-    base.model.to(dtype=torch.float32)  # type: ignore[call-arg]  # transformers wraps `to`
-    load_adapter(base.model, source.path / "adapter")
+    base = fine_tuned(source, config)
     rows = _encoded(config, tables, named, base)
     found = _Forgetting(base.model, rows, options, collate_with=base.tokenizer, reporter=reporter).run()
     target = RunFolder.create(output, config=dump_toml(config.model_copy(update={"run": str(output)})))
@@ -109,7 +109,7 @@ def unlearn(
         save_adapter(base.model, target.path / "adapter")
         atomic_write_bytes(target.private / "forgotten.txt", ("\n".join(sorted(named)) + "\n").encode(), mode=0o600)
         target.write_json("privacy.json", {**source.read_json("privacy.json"), "unlearning": _STATEMENT})
-        target.write_json("summary.json", summary | {"unlearning": {**vars(options), **found}})
+        target.write_json("summary.json", source.read_json("summary.json") | {"unlearning": {**vars(options), **found}})
     return found
 
 

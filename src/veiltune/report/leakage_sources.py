@@ -46,6 +46,18 @@ class TrainingClaim(FileContent):
     statement: dict[str, str]
 
 
+class Training(FileContent):
+    """The part of summary.json that `veiltune train` wrote and a report shows."""
+
+    method: str
+    seconds: float
+    steps: int
+    trainable_parameters: int
+    total_parameters: int
+    peak_memory_bytes: int | None = None
+    defences: dict[str, Any] = Field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelRun:
     """One audited language model.
@@ -57,6 +69,7 @@ class ModelRun:
         training: What the training run in the same folder claims; None where there is none, or it claims something
             else than what was audited.
         training_note: Why it is not shown, where there is one.
+        made: How the model of the same folder was trained; None where nothing says so.
         samples: Answers of the model; none where there are none or none are wanted.
         sample_note: Why there are none.
     """
@@ -66,6 +79,7 @@ class ModelRun:
     record: LeakageRecord
     training: TrainingClaim | None
     training_note: str
+    made: Training | None
     samples: tuple[LeakedSample, ...]
     sample_note: str
 
@@ -136,6 +150,7 @@ def _load_model(run: RunFolder, *, label: str, letter: str, with_text: bool) -> 
             record=record,
             training=training,
             training_note=training_note,
+            made=_read_training(run),
             samples=samples,
             sample_note=note,
         )
@@ -168,6 +183,12 @@ def _read_samples(run: RunFolder) -> tuple[tuple[LeakedSample, ...], str]:
     content = {"samples": run.read_json(str(SAMPLES))}
     samples = validated(_Samples, content, run, str(SAMPLES), "audit the model again").samples
     return (samples, "") if samples else ((), "The audit kept none.")
+
+
+def _read_training(run: RunFolder) -> Training | None:
+    if not (run.path / "summary.json").exists() or not _was_trained(run.config_path):
+        return None
+    return checked(Training, run, "summary.json")
 
 
 def _read_claim(run: RunFolder, record: LeakageRecord) -> tuple[TrainingClaim | None, str]:

@@ -14,10 +14,10 @@ from veiltune.audit.blackbox import BlackBox
 from veiltune.audit.http_api import open_api
 from veiltune.audit.lm.options import LeakageOptions
 from veiltune.audit.local_model import LocalModel
-from veiltune.config import TrainConfig, load_config
+from veiltune.config import TrainConfig
 from veiltune.errors import InputError
-from veiltune.models.adapters import load_adapter
-from veiltune.models.loading import BaseModel, load_base, load_tokenizer, weights_digest
+from veiltune.models.finished import check_causal, fine_tuned, run_of
+from veiltune.models.loading import BaseModel, load_base, load_tokenizer
 from veiltune.runs import RunFolder
 
 
@@ -62,7 +62,7 @@ def open_models(options: LeakageOptions, *, train_digest: str = "") -> Opened:
         InputError: If one cannot be had, is no causal language model, was trained on another text than the manifest
             is of (where that can be seen), or the two do not share a tokenizer.
     """
-    run = _run_of(options.model)
+    run = run_of(options.model)
     if run and train_digest:
         _check_same_corpus(run[1], train_digest)
     base_name = options.base or (run[1].model.name if run else "")
@@ -71,7 +71,7 @@ def open_models(options: LeakageOptions, *, train_digest: str = "") -> Opened:
         tokenizer = load_tokenizer(options.tokenizer)
         target: BlackBox = _api(options, tokenizer)
     else:
-        loaded = _fine_tuned(*run) if run else load_base(options.model)
+        loaded = fine_tuned(*run) if run else load_base(options.model)
         tokenizer = loaded.tokenizer
         target = _local(_causal(loaded, options), options)
     if base is not None:
@@ -86,17 +86,6 @@ def open_models(options: LeakageOptions, *, train_digest: str = "") -> Opened:
     )
 
 
-def _run_of(name: str) -> tuple[RunFolder, TrainConfig] | None:
-    """A finished run of `veiltune train`, if the name is the folder of one."""
-    run = RunFolder(name)
-    if not run.config_path.is_file():
-        return None
-    config = load_config(TrainConfig, run.config_path)
-    if not (run.path / "summary.json").is_file():
-        raise InputError(f"{run.path} holds a run that is not finished; the same `veiltune train` goes on with it")
-    return run, config
-
-
 def _check_same_corpus(config: TrainConfig, train_digest: str) -> None:
     """A run knows the path of its table; a table that is gone or from the hub cannot be compared."""
     table = Path(config.data.train)
@@ -107,22 +96,8 @@ def _check_same_corpus(config: TrainConfig, train_digest: str) -> None:
         )
 
 
-def _fine_tuned(run: RunFolder, config: TrainConfig) -> BaseModel:
-    base = load_base(config.model.name)
-    base.model.to(dtype=torch.float32)  # type: ignore[call-arg]  # transformers wraps `to`
-    load_adapter(base.model, run.path / "adapter")
-    digest = weights_digest(base.model.state_dict())
-    return BaseModel(model=base.model, tokenizer=base.tokenizer, name=str(run.path), digest=digest)
-
-
 def _causal(found: BaseModel, options: LeakageOptions) -> BaseModel:
-    if not hasattr(found.model, "lm_head"):
-        raise InputError(f"{found.name!r} is no causal language model: it gives no next-token vectors")
-    if len(found.tokenizer) > found.model.config.vocab_size:
-        raise InputError(
-            f"{found.name!r} has {found.model.config.vocab_size} tokens, its tokenizer {len(found.tokenizer)}; they do"
-            " not belong together"
-        )
+    check_causal(found)
     if options.device != "cpu" and not torch.cuda.is_available():
         raise InputError(f"--device must be 'cpu' on this machine, which has no CUDA device, got {options.device!r}")
     return found

@@ -1,0 +1,91 @@
+"""The life-cycle table: what each model was protected with, what that cost, and what is left to find."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from veiltune.audit.lm.gates import figures
+from veiltune.report.figures import label_of
+from veiltune.report.leakage_figures import difference, found_rate
+from veiltune.report.leakage_sources import ModelRun, Training
+
+_NONE = "not known"
+
+
+@dataclass(frozen=True)
+class LifecycleRow:
+    """One model.
+
+    Attributes:
+        run: The model.
+        defences: Preset and what trained.
+        cost: Time and memory of training.
+        perplexity: Of prose, and over that of the first model.
+        membership: AUC, and true positives at 1 % false ones.
+        recall: Of the strongest extraction.
+        precision: The same.
+        excess: Recall above chance, cue-free.
+    """
+
+    run: ModelRun
+    defences: str
+    cost: str
+    perplexity: str
+    membership: str
+    recall: str
+    precision: str
+    excess: str
+
+
+def lifecycle(runs: Sequence[ModelRun]) -> list[LifecycleRow]:
+    """One row a model, in the order given; empty where no folder says how its model was trained."""
+    return [_row(run, runs[0]) for run in runs] if any(run.made for run in runs) else []
+
+
+def _row(run: ModelRun, first: ModelRun) -> LifecycleRow:
+    extraction = run.record.extraction
+    excess = extraction.excess_recall
+    return LifecycleRow(
+        run=run,
+        defences=_defences(run.made),
+        cost=_cost(run.made),
+        perplexity=_perplexity(run, first),
+        membership=_membership(run),
+        recall=found_rate(extraction.recall),
+        precision=found_rate(extraction.precision) if extraction.precision else "nothing was written",
+        excess=difference(excess) if excess else "not measured",
+    )
+
+
+def _defences(made: Training | None) -> str:
+    if made is None:
+        return _NONE
+    share = made.trainable_parameters / max(1, made.total_parameters)
+    preset = label_of(str(made.defences.get("preset", "none")), 20)
+    return f"{preset}; {label_of(made.method, 20)}, {share:.2%} of the parameters"
+
+
+def _cost(made: Training | None) -> str:
+    if made is None:
+        return _NONE
+    memory = "memory not known" if made.peak_memory_bytes is None else f"{made.peak_memory_bytes / 2**20:,.0f} MB"
+    return f"{made.seconds:,.0f} s for {made.steps:,} steps, {memory}"
+
+
+def _perplexity(run: ModelRun, first: ModelRun) -> str:
+    own, other = run.record.perplexity, first.record.perplexity
+    if own is None:
+        return "not measured"
+    if run is first or other is None:
+        return f"{own.carrier:.4g}"
+    return f"{own.carrier:.4g}, {own.carrier / other.carrier:.3f} of {first.letter}"
+
+
+def _membership(run: ModelRun) -> str:
+    found = run.record.membership
+    if found is None:
+        return "not measured"
+    at_one = figures(run.record)["tpr_at_1_percent"]
+    rate = "" if at_one is None else f"; {at_one:.1%} found at 1 % false alarms"
+    return f"AUC {found.auc.value:.3f} [{found.auc.low:.3f}, {found.auc.high:.3f}]{rate}"
