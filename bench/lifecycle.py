@@ -143,9 +143,11 @@ def guarded(stage: str, box: BlackBox, base: Path, corpus: Path) -> BlackBox:
 
 def shown(record: LeakageRecord) -> dict[str, Any]:
     values = figures(record)
-    names = ("auc", "auc_lower", "auc_upper", "tpr_at_1_percent", "recall", "precision", "excess_recall")
-    names += ("excess_recall_upper", "audited_epsilon", "claimed_epsilon", "perplexity")
-    return {name: values.get(name) for name in names} | {
+    names = ("auc", "auc_lower", "auc_upper", "tpr_at_1_percent", "recall", "excess_recall", "excess_recall_upper")
+    names += ("audited_epsilon", "claimed_epsilon", "perplexity")
+    overall = record.extraction.overall
+    return {name: values[name] for name in names} | {
+        "precision": overall.precision.value if overall and overall.precision else None,
         "attack": record.membership.strongest if record.membership else None,
         "extraction": record.extraction.strongest,
     }

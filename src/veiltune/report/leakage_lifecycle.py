@@ -45,7 +45,7 @@ def lifecycle(runs: Sequence[ModelRun]) -> list[LifecycleRow]:
 
 def _row(run: ModelRun, first: ModelRun) -> LifecycleRow:
     extraction = run.record.extraction
-    excess = extraction.excess_recall
+    excess, overall = extraction.excess_recall, extraction.overall
     return LifecycleRow(
         run=run,
         defences=_defences(run.made),
@@ -53,7 +53,7 @@ def _row(run: ModelRun, first: ModelRun) -> LifecycleRow:
         perplexity=_perplexity(run, first),
         membership=_membership(run),
         recall=found_rate(extraction.recall),
-        precision=found_rate(extraction.precision) if extraction.precision else "nothing was written",
+        precision=found_rate(overall.precision) if overall and overall.precision else "nothing well-formed",
         excess=difference(excess) if excess else "not measured",
     )
 
