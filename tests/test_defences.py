@@ -254,6 +254,7 @@ def test_a_private_run_takes_the_preset_for_it(tmp_path: Path) -> None:
         ({"defences": {"preset": "dp"}}, "no privacy"),
         ({"defences": {"preset": "light"}, "train": {"method": "full"}}, "few parameters"),
         ({"defences": {"stop_on_memorisation": 0.1}, "privacy": {"noise_multiplier": 2.0}}, "without noise"),
+        ({"defences": {"dedupe": 0.1}}, "from 0.3 on"),
         ({"defences": {"preset": "strong"}}, "preset"),
         ({"defences": {"gold_fish": 4}}, "goldfish"),
         ({"defences": {"max_records": 2}, "data": {"person_column": ""}}, "person_column"),

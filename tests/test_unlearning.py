@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from lm_helper import veiltune
 from train_helper import generation_config
 from veiltune.config import TrainConfig
+from veiltune.config.defences import DefencesSection
 from veiltune.dp.forgetting import forgetting_losses
 from veiltune.dp.session import train
 from veiltune.dp.unlearning import UnlearnOptions, unlearn
@@ -113,6 +115,17 @@ def test_a_run_with_a_claim_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PrivacyError, match="claim of privacy"):
         unlearn(config.run, named(tmp_path, "p0"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_lost_the_rows_it_learnt_is_refused(tmp_path: Path) -> None:
+    """Scrubbed anew they would have other surrogates."""
+    config = by_heart(tmp_path, train={"steps": 1})
+    config = config.model_copy(update={"defences": DefencesSection(scrub="mask")})
+    train(config)
+    shutil.rmtree(Path(config.run) / "private" / "data")
+    with pytest.raises(InputError, match="lost private/data"):
+        unlearn(config.run, named(tmp_path, "p0"), tmp_path / "out")
+    assert not (Path(config.run) / "private" / "data").exists()
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,8 @@ class TrainConfig(Section):
             raise ValueError("has a preset of defences, which train few parameters; set train.method, or no preset")
         if asked.stop_on_memorisation and not public:
             raise ValueError("has defences.stop_on_memorisation, which looks at training rows without noise; remove it")
+        if asked.dedupe and asked.dedupe < 0.3:
+            raise ValueError(f"has defences.dedupe {asked.dedupe:g}; near-duplicates are found from 0.3 on, 0 is off")
         if asked.max_records and not self.data.person_column:
             raise ValueError("has defences.max_records, which are of a person; set data.person_column")
         if self.model.task == "classification" and (

@@ -230,6 +230,8 @@ def _check_run(config: TrainConfig, output: Path) -> None:
 def _learnt(run: RunFolder, config: TrainConfig) -> TrainingTables:
     """The rows as the run learnt them, after its data stage."""
     defences = config.settled_defences()
+    if defences.scrub != "off" and not (run.path / "private" / "data" / "scrubbed" / "scrub.json").exists():
+        raise InputError(f"{run.path} has lost private/data, the rows as it learnt them; train it again")
     tables = thin_out(read_training_tables(config), defences, private=False).tables
     rows, _ = scrubbed(tables.train, defences, run.private / "data", private=False)
     return replace(tables, train=rows)
