@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", default=["undefended"], choices=RUNS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base-epochs", type=float, default=2.0)
-    parser.add_argument("--epochs", type=float, default=17.0)
+    parser.add_argument("--epochs", type=float, default=16.0)
     parser.add_argument("--dp-steps", type=int, default=40)
     parser.add_argument("--threads", type=int, default=0)
     chosen = parser.parse_args()

@@ -4,9 +4,9 @@
     python bench/lifecycle.py --preset std --seeds 0 1 2
 
 A tokenizer and a base model are trained on the population (nobody of it is on either side of the audit). `none` is full
-fine-tuning, each document for itself; `light`, `standard` and `dp` are LoRA by `veiltune train` with that preset, as
-many visits of each document. `standard` and `dp` are audited through the guard that protects everybody's values. Each
-run is kept under --work and the same command goes on.
+fine-tuning by the plain loop of `audit_ci.py`; `light`, `standard` and `dp` are LoRA by `veiltune train` with that
+preset, the first two with as many visits of each document. `standard` and `dp` are audited through the guard that
+protects everybody's values. Each run is kept under --work and the same command goes on.
 
 Ratios of time and memory are of one step on GPT-2's shape against plain HF + PEFT (`dp_step.py`), since the runs here
 differ in how many rows they keep; the overhead of an answer is `guard.py`'s. The last line is one JSON object.
@@ -61,7 +61,8 @@ def main() -> None:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     started = time.monotonic()
-    costs = step_costs(chosen.threads or 1) | {"inference": guard_bench.overhead(quick=chosen.quick)}
+    costs = step_costs(chosen.threads or 1, rounds=2 if chosen.quick else 5)
+    costs["inference"] = guard_bench.overhead(quick=chosen.quick)
     rows = {stage: [one_run(stage, seed, chosen) for seed in chosen.seeds] for stage in chosen.stages}
     found = {stage: summarised(stage, rows[stage], rows["none"], costs) for stage in chosen.stages}
     for stage, row in found.items():
@@ -77,12 +78,25 @@ def one_run(stage: str, seed: int, chosen: argparse.Namespace) -> dict[str, Any]
         synthesise(corpus, replace(PRESETS[chosen.preset], seed=seed))
     base = audit_ci.base_model(folder, corpus, argparse.Namespace(seed=seed, base_epochs=2.0))
     run = folder / stage
-    summary = train(settings(stage, run, base, corpus, seed, chosen))
+    began = time.monotonic()
+    if stage == "none":
+        audit_ci.undefended_model(run, base, corpus, argparse.Namespace(seed=seed, epochs=chosen.epochs))
+        run = run / "undefended"
+    else:
+        train(settings(stage, run, base, corpus, seed, chosen))
+    trained = time.monotonic() - began
     record = audit_model(
-        LeakageOptions(model=str(run), manifest=corpus / "manifest.jsonl", preset=chosen.preset, seed=seed),
+        LeakageOptions(
+            model=str(run),
+            base=str(base),
+            manifest=corpus / "manifest.jsonl",
+            output=run,
+            preset=chosen.preset,
+            seed=seed,
+        ),
         around=lambda box: guarded(stage, box, base, corpus),
     )
-    row = shown(record) | {"seconds": summary["seconds"], "steps": summary["steps"]}
+    row = shown(record) | {"training_seconds": round(trained, 1), "audit_seconds": record.seconds}
     print(stage, "seed", seed, json.dumps(row), flush=True)
     return row
 
@@ -98,33 +112,26 @@ def settings(stage: str, run: Path, base: Path, corpus: Path, seed: int, chosen:
             "eval": str(corpus / "validation.jsonl"),
             "prompt_column": "",
             "target_column": "text",
-            "person_column": "" if stage == "none" else "person",
+            "person_column": "person",
             "max_length": audit_ci.CONTEXT,
         },
         "privacy": {"epsilon": 8.0} if private else {"disabled": True},
         "defences": {"preset": stage},
         "train": {
-            "method": "full" if stage == "none" else "lora",
+            "method": "lora",
             "rank": 16,
-            "targets": None if stage == "none" else ["c_attn", "c_proj", "c_fc"],
+            "targets": ["c_attn", "c_proj", "c_fc"],
             "batch_size": 512 if private else 16,
             "steps": 60 if private else math.ceil(chosen.epochs * rows / 16),
-            "learning_rate": 3e-3 if stage in ("none", "dp") else 5e-3,
+            "learning_rate": 3e-3 if private else 5e-3,
             "warmup_fraction": 0.05,
             "checkpoint_every": 20 if private else 100,
             "seed": seed,
+            "precision": "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32",
             "threads": chosen.threads,
         },
     }
-    return parse_config(TrainConfig, without_none(tree))
-
-
-def without_none(tree: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: without_none(value) if isinstance(value, dict) else value
-        for key, value in tree.items()
-        if value is not None
-    }
+    return parse_config(TrainConfig, tree)
 
 
 def guarded(stage: str, box: BlackBox, base: Path, corpus: Path) -> BlackBox:
@@ -176,10 +183,10 @@ def summarised(
     }
 
 
-def step_costs(threads: int) -> dict[str, Any]:
+def step_costs(threads: int, *, rounds: int) -> dict[str, Any]:
     """Time and memory of a step as ratios to plain HF + PEFT, interleaved; see `dp_step.py`."""
     names = ["plain", "ours_non_private", "ours"]
-    arguments = argparse.Namespace(device="cpu", quick=False, rounds=5, threads=threads)
+    arguments = argparse.Namespace(device="cpu", quick=False, rounds=rounds, threads=threads)
     rows = dp_step.run_suite("lora", names, arguments)
     return {
         kind: {

@@ -11,6 +11,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
+from veiltune.models.precision import bf16_products
+
 BOS, EOS, PAD = 0, 1, 2
 
 
@@ -82,7 +84,7 @@ def fit(
         length = max(map(len, chosen))
         ids = torch.tensor([[*row, *[PAD] * (length - len(row))] for row in chosen])
         mask = (ids != PAD).long()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_bf16):
+        with bf16_products("cpu", enabled=fast_bf16):
             loss = model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(ids == PAD, -100)).loss
         optimizer.zero_grad()
         loss.backward()

@@ -25,6 +25,7 @@ from veiltune.attacks.inversion import best_columns, check_token_ids, unigram_lo
 from veiltune.attacks.networks import FREQUENT, Correction, correction_for
 from veiltune.attacks.sequences import batches_by_length, check_lengths, pad_texts, rows_of
 from veiltune.errors import InputError
+from veiltune.models.precision import bf16_products
 
 Kind = Literal["linear", "window", "sequence"]
 KINDS: tuple[Kind, ...] = ("linear", "window", "sequence")
@@ -368,7 +369,7 @@ class _Training:
     def _step(self, values: Tensor, targets: Tensor, lengths: list[int]) -> None:
         queries = values @ self.inverter.projection
         batch, mask = pad_texts(values, lengths)
-        with torch.autocast(values.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+        with bf16_products(values.device.type, enabled=self.bf16):
             added = self.correction(batch, pad_texts(queries, lengths)[0], mask)[mask]
         loss = self._loss(queries + added.float(), targets)
         loss.backward()

@@ -17,6 +17,7 @@ from veiltune.dp.decoding import causal_lm
 from veiltune.errors import InputError
 from veiltune.models.families import longest_sequence
 from veiltune.models.loading import weights_digest
+from veiltune.models.precision import bf16_products
 from veiltune.models.surgery import backbone_of
 
 _WINDOW = 8  # batches whose hidden states are held at once: lengths are sorted within so many
@@ -126,7 +127,7 @@ class LocalModel(BlackBox):
         """(B, T, H) hidden states before the head."""
         if "position_ids" not in inputs:
             inputs["position_ids"] = torch.arange(offset, offset + ids.shape[1], device=ids.device).expand_as(ids)
-        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
+        with bf16_products(self._device.type, enabled=self._bf16):
             outputs = self._backbone(input_ids=ids, past_key_values=cache, use_cache=cache is not None, **inputs)
         states: Tensor = outputs.last_hidden_state
         return states

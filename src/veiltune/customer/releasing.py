@@ -17,6 +17,7 @@ from torch import Tensor
 
 from veiltune.customer.batching import pad_ids
 from veiltune.customer.outbox import Outbox, Released
+from veiltune.models.precision import bf16_products
 from veiltune.models.split import BottomModel
 from veiltune.privatize.importance import ContributingTokens
 from veiltune.privatize.mechanisms import Privatizer
@@ -112,7 +113,7 @@ class Releaser:
     def clean(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """(N, H) representations at the cut, before any noise; never leaves this process."""
         ids, mask = pad_ids(token_ids)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._autocast):
+        with bf16_products("cpu", enabled=self._autocast):
             return unpad(self.bottom(ids, mask), mask).float()
 
     @torch.no_grad()

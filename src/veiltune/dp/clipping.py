@@ -20,6 +20,7 @@ from veiltune.dp.losses import Batch, LossFn
 from veiltune.dp.record import Record
 from veiltune.dp.scratch import Scratch
 from veiltune.errors import InputError, PrivacyError
+from veiltune.models.precision import float32_attention
 
 ClippingMode = Literal["flat", "per_layer", "automatic"]
 MODES: tuple[ClippingMode, ...] = ("flat", "per_layer", "automatic")
@@ -185,7 +186,7 @@ class SumInProgress:
         record = Record(num_rows, batch.get(UNITS), self._scratch)
         device = next(iter(inputs.values())).device.type
         try:
-            with recorded(model, record):
+            with recorded(model, record), float32_attention(device, bf16):
                 with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
                     losses = loss(model, inputs)
                 weighted = _per_unit(_checked(losses, num_rows), batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from veiltune.dp.losses import causal_lm_losses
 from veiltune.dp.metrics import Score, accuracy_scores, generation_scores
 from veiltune.errors import InputError
 from veiltune.models.families import longest_sequence
+from veiltune.models.precision import bf16_products
 
 Progress = Callable[[int, int], None]
 _LARGEST_LOSS = 709.0
@@ -155,8 +157,8 @@ class Evaluator:
             )
         return generation_scores(texts, wanted, seed=self.seed), texts
 
-    def _precision(self, model: nn.Module) -> torch.autocast:
-        return torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16, enabled=self.bf16)
+    def _precision(self, model: nn.Module) -> AbstractContextManager[object]:
+        return bf16_products(next(model.parameters()).device.type, enabled=self.bf16)
 
 
 def _batches(model: nn.Module, examples: Sequence[Any], collate: Collate, batch_size: int) -> Any:

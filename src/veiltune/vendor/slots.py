@@ -21,6 +21,7 @@ from veiltune.models.adapters import attach_peft, count_parameters, trainable_pa
 from veiltune.models.dropout import repeatable_dropout, use_fast_dropout
 from veiltune.models.loading import BaseModel, classifier_model
 from veiltune.models.optim import ResumableAdamW
+from veiltune.models.precision import bf16_products
 from veiltune.models.split import ModelPart, split_head, split_model
 from veiltune.vendor.private_sum import PrivateSum
 from veiltune.wire import veiltune_pb2 as pb
@@ -162,7 +163,7 @@ class Slot:
         self.busy_seconds += time.perf_counter() - started
 
     def _precision(self) -> contextlib.AbstractContextManager[object]:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.spec.precision == "bf16")
+        return bf16_products(self.device.type, enabled=self.spec.precision == "bf16")
 
 
 def build_top(base: BaseModel, spec: pb.JobSpec) -> ModelPart:
