@@ -121,6 +121,8 @@ def settings(run: Path, base: Path, corpus: Path, chosen: argparse.Namespace) ->
             "learning_rate": 1e-3,
             "warmup_fraction": 0.05,
             "micro_batch": 32,
+            "precision": "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32",
+            "checkpoint_every": 5,
             "seed": chosen.seed,
             "threads": chosen.threads,
         },
