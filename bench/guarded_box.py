@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from veiltune.audit.blackbox import BlackBox, Decoder, Tokens, Vectors
+from veiltune.audit.blackbox import BlackBox, Decoder, Float64, Tokens, Vectors, told
 from veiltune.guard.decoding import Guard, GuardState
 
 
@@ -31,6 +31,26 @@ class GuardedModel(BlackBox):
             for token in tokens[first + 1 : first + len(vectors)]:
                 states.append(self._guard.advance(states[-1], token))
             yield number, first, self._told(states, vectors)
+
+    def suffix_log_probs(self, prefix: Tokens, suffixes: Sequence[Tokens]) -> Float64:
+        """As `BlackBox.suffix_log_probs`: token by token with the cache, shared beginnings once."""
+        head, tails = self._suffixed(prefix, suffixes)
+        walk, totals = self.decoder([head]), np.zeros(len(tails))
+        at = [0] * len(tails)  # row of the walk that each suffix is in
+        for step in range(max(map(len, tails))):
+            going = [row for row, tail in enumerate(tails) if len(tail) > step]
+            values, _ = told(walk.log_probs[[at[row] for row in going]], [tails[row][step] for row in going])
+            totals[going] += values
+            onward = [row for row in going if len(tails[row]) > step + 1]
+            steps = list(dict.fromkeys((at[row], tails[row][step]) for row in onward))
+            if not steps:
+                break
+            walk.select([parent for parent, _ in steps])
+            walk.append([token for _, token in steps])
+            places = {one: place for place, one in enumerate(steps)}
+            for row in onward:
+                at[row] = places[at[row], tails[row][step]]
+        return totals
 
     def decoder(self, prefixes: Sequence[Tokens]) -> Decoder:
         return _GuardedDecoder(self, self._box.decoder(prefixes), [self._guard.start(prefix) for prefix in prefixes])

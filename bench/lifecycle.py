@@ -1,12 +1,13 @@
 """The life cycle, stage by stage: what each preset of defences costs, and what it leaves to find.
 
     python bench/lifecycle.py --quick                   # one seed, preset ci, minutes
-    python bench/lifecycle.py --preset std --seeds 0 1 2
+    python bench/lifecycle.py --seeds 0 1 2             # 400 persons a side, hours
 
 A tokenizer and a base model are trained on the population (nobody of it is on either side of the audit). `none` is full
 fine-tuning by the plain loop of `audit_ci.py`; `light`, `standard` and `dp` are LoRA by `veiltune train` with that
-preset, the first two with as many visits of each document. `standard` and `dp` are audited through the guard that
-protects everybody's values. Each run is kept under --work and the same command goes on.
+preset, the first two with as many visits of each person as `none` makes of each document. `standard` and `dp` are
+audited through the guard, whose list has the values of all persons, in the training text or not. Each run is kept under
+--work and the same command goes on. Runs have a process and a thread each, two at a time on two cores.
 
 Ratios of time and memory are of one step on GPT-2's shape against plain HF + PEFT (`dp_step.py`), since the runs here
 differ in how many rows they keep; the overhead of an answer is `guard.py`'s. The last line is one JSON object.
@@ -15,11 +16,16 @@ differ in how many rows they keep; the overhead of an answer is `guard.py`'s. Th
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
+import os
 import shutil
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +34,6 @@ import dp_step
 import guard as guard_bench
 import torch
 from guarded_box import GuardedModel
-from small_model import texts_of
 
 from veiltune.audit.blackbox import BlackBox
 from veiltune.audit.leakage import LeakageRecord
@@ -36,48 +41,66 @@ from veiltune.audit.lm.gates import figures
 from veiltune.audit.lm.options import LeakageOptions
 from veiltune.audit.lm.session import audit_model
 from veiltune.config import TrainConfig, parse_config
+from veiltune.data.manifest import read_manifest
 from veiltune.data.synth import PRESETS, synthesise
 from veiltune.dp.session import train
 from veiltune.guard.building import build_guard
 from veiltune.guard.vectors import Shape
 from veiltune.models.loading import load_tokenizer
 
+CORPUS = replace(PRESETS["ci"], persons=400, population=250, exposure_canaries=2, carrier_share=0.5)
 STAGES = ("none", "light", "standard", "dp")
 GUARDED = {"standard": Shape(top_k=50, decimals=3), "dp": Shape()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed, preset ci, fewer visits")
-    parser.add_argument("--preset", default="ci", choices=list(PRESETS))
+    parser.add_argument("--quick", action="store_true", help="one seed, 100 persons a side, fewer visits")
     parser.add_argument("--work", type=Path, default=Path("runs/lifecycle"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
-    parser.add_argument("--epochs", type=float, default=17.0)
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--epochs", type=float, default=16.0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
     chosen = parser.parse_args()
     if chosen.quick:
-        chosen.preset, chosen.seeds, chosen.epochs = "ci", [0], min(chosen.epochs, 8.0)
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
+        chosen.seeds, chosen.epochs = [0], min(chosen.epochs, 10.0)
     started = time.monotonic()
-    costs = step_costs(chosen.threads or 1, rounds=2 if chosen.quick else 5)
+    costs = step_costs(rounds=2 if chosen.quick else 5)
     costs["inference"] = guard_bench.overhead(quick=chosen.quick)
-    rows = {stage: [one_run(stage, seed, chosen) for seed in chosen.seeds] for stage in chosen.stages}
-    found = {stage: summarised(stage, rows[stage], rows["none"], costs) for stage in chosen.stages}
+    with ProcessPoolExecutor(chosen.workers, mp_context=get_context("spawn"), initializer=one_thread) as pool:
+        list(pool.map(partial(prepared, chosen), chosen.seeds))
+        cells = list(itertools.product(chosen.stages, chosen.seeds))
+        done = dict(zip(cells, pool.map(partial(one_run, chosen), cells), strict=True))
+    rows = {stage: [done[stage, seed] for seed in chosen.seeds] for stage in chosen.stages}
+    found = {stage: summarised(stage, rows[stage], rows.get("none", []), costs) for stage in chosen.stages}
     for stage, row in found.items():
         print(stage, json.dumps(row), flush=True)
     print(json.dumps(found | {"seeds": chosen.seeds, "seconds": round(time.monotonic() - started, 1)}))
 
 
-def one_run(stage: str, seed: int, chosen: argparse.Namespace) -> dict[str, Any]:
-    folder = chosen.work / f"{chosen.preset}-{seed}"
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def prepared(chosen: argparse.Namespace, seed: int) -> tuple[Path, Path]:
+    """Folders of the seed's corpus and base model."""
+    folder = folder_of(chosen, seed)
     corpus = folder / "corpus"
     if not (corpus / "manifest.jsonl").exists():
         shutil.rmtree(corpus, ignore_errors=True)
-        synthesise(corpus, replace(PRESETS[chosen.preset], seed=seed))
-    base = audit_ci.base_model(folder, corpus, argparse.Namespace(seed=seed, base_epochs=2.0))
-    run = folder / stage
+        synthesise(corpus, replace(PRESETS["ci"] if chosen.quick else CORPUS, seed=seed))
+    return corpus, audit_ci.base_model(folder, corpus, argparse.Namespace(seed=seed, base_epochs=6.0))
+
+
+def folder_of(chosen: argparse.Namespace, seed: int) -> Path:
+    return Path(chosen.work) / f"{'quick' if chosen.quick else 'full'}-{seed}"
+
+
+def one_run(chosen: argparse.Namespace, cell: tuple[str, int]) -> dict[str, Any]:
+    """Trains and audits a stage with a seed."""
+    stage, seed = cell
+    corpus, base = prepared(chosen, seed)
+    run = folder_of(chosen, seed) / stage
     began = time.monotonic()
     if stage == "none":
         audit_ci.undefended_model(run, base, corpus, argparse.Namespace(seed=seed, epochs=chosen.epochs))
@@ -91,7 +114,7 @@ def one_run(stage: str, seed: int, chosen: argparse.Namespace) -> dict[str, Any]
             base=str(base),
             manifest=corpus / "manifest.jsonl",
             output=run,
-            preset=chosen.preset,
+            preset="ci",
             seed=seed,
         ),
         around=lambda box: guarded(stage, box, base, corpus),
@@ -102,7 +125,8 @@ def one_run(stage: str, seed: int, chosen: argparse.Namespace) -> dict[str, Any]
 
 
 def settings(stage: str, run: Path, base: Path, corpus: Path, seed: int, chosen: argparse.Namespace) -> TrainConfig:
-    rows = len(texts_of(corpus / "train.jsonl"))
+    with (corpus / "train.jsonl").open(encoding="utf-8") as lines:
+        persons = len({json.loads(line)["person"] for line in lines})
     private = stage == "dp"
     tree: dict[str, Any] = {
         "run": str(run),
@@ -122,25 +146,33 @@ def settings(stage: str, run: Path, base: Path, corpus: Path, seed: int, chosen:
             "rank": 16,
             "targets": ["c_attn", "c_proj", "c_fc"],
             "batch_size": 512 if private else 16,
-            "steps": 60 if private else math.ceil(chosen.epochs * rows / 16),
+            "steps": 40 if private else math.ceil(chosen.epochs * persons / 16),
             "learning_rate": 3e-3 if private else 5e-3,
             "warmup_fraction": 0.05,
             "checkpoint_every": 20 if private else 100,
             "seed": seed,
             "precision": "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32",
-            "threads": chosen.threads,
+            "threads": 1,
         },
     }
     return parse_config(TrainConfig, tree)
 
 
 def guarded(stage: str, box: BlackBox, base: Path, corpus: Path) -> BlackBox:
+    """The list has everybody that the keeper knows of, in the training text or not: a list of those who are in it would
+    itself tell who is (docs/log.md)."""
     if stage not in GUARDED:
         return box
+    everybody = corpus.parent / f"protect-{stage}.txt"
+    manifest = read_manifest(corpus / "manifest.jsonl")
+    values = [value for person in manifest.persons for value in person.values.values()]
+    everybody.write_text(
+        "\n".join([*values, *(canary.secret for canary in manifest.canaries)]) + "\n", encoding="utf-8"
+    )
     guard = build_guard(
         load_tokenizer(str(base)),
         size=box.vocabulary,
-        protect=[corpus / "manifest.jsonl"],
+        protect=[everybody],
         reference=corpus / "population.jsonl",
         shape=GUARDED[stage],
     )
@@ -155,6 +187,7 @@ def shown(record: LeakageRecord) -> dict[str, Any]:
     overall = record.extraction.overall
     return {name: values[name] for name in names} | {
         "precision": overall.precision.value if overall and overall.precision else None,
+        "base_perplexity": record.perplexity.base_carrier if record.perplexity else None,
         "attack": record.membership.strongest if record.membership else None,
         "extraction": record.extraction.strongest,
     }
@@ -172,7 +205,7 @@ def summarised(
             found[name] = max(values) if name.endswith("_upper") else sum(values) / len(values)
         else:
             found[name] = value
-    ratios = [row["perplexity"] / other["perplexity"] for row, other in zip(rows, none, strict=True)]
+    ratios = [row["perplexity"] / other["perplexity"] for row, other in zip(rows, none, strict=False)] or [math.nan]
     kind = "dp" if stage == "dp" else "free"
     return found | {
         "perplexity_ratio": sum(ratios) / len(ratios),
@@ -183,10 +216,10 @@ def summarised(
     }
 
 
-def step_costs(threads: int, *, rounds: int) -> dict[str, Any]:
+def step_costs(*, rounds: int) -> dict[str, Any]:
     """Time and memory of a step as ratios to plain HF + PEFT, interleaved; see `dp_step.py`."""
     names = ["plain", "ours_non_private", "ours"]
-    arguments = argparse.Namespace(device="cpu", quick=False, rounds=rounds, threads=threads)
+    arguments = argparse.Namespace(device="cpu", quick=False, rounds=rounds, threads=1)
     rows = dp_step.run_suite("lora", names, arguments)
     return {
         kind: {
