@@ -41,7 +41,6 @@ from veiltune.audit.lm.gates import figures
 from veiltune.audit.lm.options import LeakageOptions
 from veiltune.audit.lm.session import audit_model
 from veiltune.config import TrainConfig, parse_config
-from veiltune.data.manifest import read_manifest
 from veiltune.data.synth import PRESETS, synthesise
 from veiltune.dp.session import train
 from veiltune.guard.building import build_guard
@@ -159,20 +158,12 @@ def settings(stage: str, run: Path, base: Path, corpus: Path, seed: int, chosen:
 
 
 def guarded(stage: str, box: BlackBox, base: Path, corpus: Path) -> BlackBox:
-    """The list has everybody that the keeper knows of, in the training text or not: a list of those who are in it would
-    itself tell who is (docs/log.md)."""
     if stage not in GUARDED:
         return box
-    everybody = corpus.parent / f"protect-{stage}.txt"
-    manifest = read_manifest(corpus / "manifest.jsonl")
-    values = [value for person in manifest.persons for value in person.values.values()]
-    everybody.write_text(
-        "\n".join([*values, *(canary.secret for canary in manifest.canaries)]) + "\n", encoding="utf-8"
-    )
     guard = build_guard(
         load_tokenizer(str(base)),
         size=box.vocabulary,
-        protect=[everybody],
+        protect=[corpus / "manifest.jsonl"],
         reference=corpus / "population.jsonl",
         shape=GUARDED[stage],
     )

@@ -13,7 +13,7 @@ class ProtectSection(Section):
     """Strings that never come out."""
 
     files: list[str] = Field(default_factory=list)
-    """each a manifest of `veiltune data synth` (its persons in the training text), a table with a column `value`, or a
+    """each a manifest of `veiltune data synth` (everybody in it), a table with a column `value`, or a
     text with one string a line"""
     unknown: Annotated[float, Field(ge=0, le=0.99)] = 0.5
     """share of each string that vectors and texts must not tell; 0: its last character"""

@@ -70,17 +70,17 @@ def protected_values(path: Path) -> list[str]:
     """The strings of a file.
 
     Args:
-        path: ``manifest.jsonl`` of `veiltune data synth`: all values of the persons and canaries that are in the
-            training text; ``.csv`` or ``.tsv`` with a column `value`; anything else: one string a line, empty lines
-            left out.
+        path: ``manifest.jsonl`` of `veiltune data synth`: the values of all persons and canaries that it names, in
+            the training text or not, since a list of those who are in it tells whether somebody is (docs/threats.md);
+            ``.csv`` or ``.tsv`` with a column `value`; anything else: one string a line, empty lines left out.
 
     Raises:
         InputError: If it cannot be read or has no string.
     """
     if path.suffix == ".jsonl":
         manifest = read_manifest(path)
-        values = [value for person in manifest.persons if person.split == "in" for value in person.values.values()]
-        values += [canary.secret for canary in manifest.canaries if canary.included]
+        values = [value for person in manifest.persons for value in person.values.values()]
+        values += [canary.secret for canary in manifest.canaries]
     elif path.suffix in (".csv", ".tsv"):
         reader = csv.DictReader(io.StringIO(_text(path)), delimiter="\t" if path.suffix == ".tsv" else ",")
         if "value" not in (reader.fieldnames or ()):
