@@ -175,9 +175,9 @@ def shown(record: LeakageRecord) -> dict[str, Any]:
     values = figures(record)
     names = ("auc", "auc_lower", "auc_upper", "tpr_at_1_percent", "recall", "excess_recall", "excess_recall_upper")
     names += ("audited_epsilon", "claimed_epsilon", "perplexity")
-    overall = record.extraction.overall
+    precision = record.extraction.overall_precision
     return {name: values[name] for name in names} | {
-        "precision": overall.precision.value if overall and overall.precision else None,
+        "precision": precision.value if precision else None,
         "base_perplexity": record.perplexity.base_carrier if record.perplexity else None,
         "attack": record.membership.strongest if record.membership else None,
         "extraction": record.extraction.strongest,

@@ -287,6 +287,18 @@ def test_the_claim_of_the_training_run_is_shown_where_it_is_the_audited_one(tmp_
     assert strengths_of(unflipped)[0] == "nothing is claimed"
 
 
+def test_precision_over_all_types_counts_every_value_that_was_written() -> None:
+    found = leakage(excess=0.5).extraction
+    rows = [row.precision for row in found.rates if (row.attack, row.cue) == (found.strongest, "all") and row.precision]
+    assert len(rows) == 4  # name, phone, home, work; e-mail stands under its cues here
+    whole = found.overall_precision
+    assert whole is not None
+    assert (whole.successes, whole.trials) == (sum(row.successes for row in rows), 4 * 97)
+    assert whole.low < whole.value < whole.high
+    silent = found.model_copy(update={"strongest": "nothing of that name"})
+    assert silent.overall_precision is None
+
+
 def test_the_life_cycle_says_what_was_done_and_what_it_cost(tmp_path: Path, page: Build) -> None:
     open_, closed = write_model(tmp_path / "a", leakage()), write_model(tmp_path / "b", defended())
     assert "The life cycle" not in page(open_, closed)[1].text

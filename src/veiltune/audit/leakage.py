@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from veiltune.attacks.result import AttackResult
 from veiltune.audit.record import Count, Estimate, Rate, Record, Share, Status
 
 FORMAT = 1
@@ -127,10 +128,14 @@ class Extraction(Record):
     """in the untargeted attack"""
 
     @property
-    def overall(self) -> ExtractionRate | None:
-        """Of the strongest attack, over all types and cues; None if the record has no such row."""
-        rows = (row for row in self.rates if (row.attack, row.type, row.cue) == (self.strongest, "all", "all"))
-        return next(rows, None)
+    def overall_precision(self) -> Rate | None:
+        """Of the strongest attack: true values among the well-formed ones that it wrote, of all types; None if none."""
+        rows = [row.precision for row in self.rates if (row.attack, row.cue) == (self.strongest, "all")]
+        told = [row for row in rows if row is not None]
+        if not told:
+            return None
+        true, written = sum(row.successes for row in told), sum(row.trials for row in told)
+        return Rate.of(AttackResult(name="precision", successes=true, trials=written))
 
 
 class Exposure(Record):

@@ -45,7 +45,7 @@ def lifecycle(runs: Sequence[ModelRun]) -> list[LifecycleRow]:
 
 def _row(run: ModelRun, first: ModelRun) -> LifecycleRow:
     extraction = run.record.extraction
-    excess, overall = extraction.excess_recall, extraction.overall
+    excess, precision = extraction.excess_recall, extraction.overall_precision
     return LifecycleRow(
         run=run,
         defences=_defences(run.made),
@@ -53,7 +53,7 @@ def _row(run: ModelRun, first: ModelRun) -> LifecycleRow:
         perplexity=_perplexity(run, first),
         membership=_membership(run),
         recall=found_rate(extraction.recall),
-        precision=found_rate(overall.precision) if overall and overall.precision else "nothing well-formed",
+        precision=found_rate(precision) if precision else "nothing well-formed",
         excess=difference(excess) if excess else "not measured",
     )
 
