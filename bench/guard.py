@@ -137,11 +137,10 @@ def step_times(model: Any, guard: Guard, texts: list[list[int]], *, steps: int, 
     return {"step_ms": 1e3 * float(np.median(times[False])), "ratio": ratio, "withheld_share": withheld / looked}
 
 
-def overhead(*, quick: bool = False, strings: int = 100_000, seed: int = 0) -> dict[str, Any]:
+def overhead(*, strings: int = 100_000, seed: int = 0) -> dict[str, Any]:
     """The guard's share of a decode step, on untrained weights; `overhead_upper` is the larger upper limit, minus 1.
 
     Args:
-        quick: 60 prompts instead of 200.
         strings: Protected.
         seed: Of weights, strings and prompts.
     """
@@ -149,7 +148,7 @@ def overhead(*, quick: bool = False, strings: int = 100_000, seed: int = 0) -> d
     model, size = sized_model(tokenizer, seed)
     everyone = people(round(strings / 2.8), seed)  # some share a name
     guard = guard_of(tokenizer, size, everyone)
-    return timed(model.eval(), guard, warm_prompts(tokenizer, everyone, 60 if quick else 200, seed), steps=8, seed=seed)
+    return timed(model.eval(), guard, warm_prompts(tokenizer, everyone, 200, seed), steps=8, seed=seed)
 
 
 def sized_model(tokenizer: Any, seed: int) -> tuple[Any, int]:

@@ -64,8 +64,9 @@ def main() -> None:
     if chosen.quick:
         chosen.seeds, chosen.epochs = [0], min(chosen.epochs, 10.0)
     started = time.monotonic()
+    one_thread()
     costs = step_costs(rounds=2 if chosen.quick else 5)
-    costs["inference"] = guard_bench.overhead(quick=chosen.quick)
+    costs["inference"] = guard_bench.overhead()
     with ProcessPoolExecutor(chosen.workers, mp_context=get_context("spawn"), initializer=one_thread) as pool:
         list(pool.map(partial(prepared, chosen), chosen.seeds))
         cells = list(itertools.product(chosen.stages, chosen.seeds))
