@@ -14,6 +14,8 @@ from veiltune.guard.decoding import Guard, GuardState
 class GuardedModel(BlackBox):
     """What `veiltune guard serve` answers at /v1/next-token, without the network between."""
 
+    texts_a_part = 400
+
     def __init__(self, box: BlackBox, guard: Guard, *, mark: str) -> None:
         """`mark` names the guard, so that answers of another one are not taken for its own."""
         self._box, self._guard = box, guard

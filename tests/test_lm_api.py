@@ -113,11 +113,11 @@ def test_likeliest_tokens_alone_tell_less_and_it_is_said_what(folder: Path, loca
 
 
 def test_a_dead_api_is_one_line_and_the_same_call_goes_on(folder: Path, whole: tuple[LeakageRecord, int]) -> None:
-    """Dead after the records are read: what was read is not asked again, and the figures are those of one go."""
+    """Dead while the records are read: what was read is not asked again, and the figures are those of one go."""
     expected, questions = whole
     with served() as api:
         asked = options(folder, f"{api.url}/v1/next-token", "dead")
-        api.dies_after = questions // 2
+        api.dies_after = questions // 4
         with pytest.raises(VendorError, match=r"no answer from .* in 2 attempts .* repeat the command") as death:
             audit_model(asked)
         assert death.value.exit_code == 4 and "\n" not in str(death.value)
@@ -125,5 +125,5 @@ def test_a_dead_api_is_one_line_and_the_same_call_goes_on(folder: Path, whole: t
         assert (folder / "dead" / "private" / "leakage" / "model-records-0.safetensors").exists()
         before, api.dies_after = len(api.questions), None
         resumed = audit_model(asked)
-        assert len(api.questions) - before < 0.8 * questions
+        assert len(api.questions) - questions < 0.1 * questions  # twice: what ten texts take
     assert resumed.model_dump(exclude=OWN) == expected.model_dump(exclude=OWN)

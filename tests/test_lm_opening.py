@@ -144,6 +144,19 @@ def test_an_api_is_asked_with_the_key_of_the_variable(tmp_path: Path, monkeypatc
             assert opened.base is not None and opened.claim is None
 
 
+def test_an_api_that_serves_a_run_has_its_tokenizer_its_base_and_its_claim(trained: Path) -> None:
+    local = open_models(options(trained.parent, str(trained)))
+    assert isinstance(local.target, LocalModel)
+    with serve(local.target, local.tokenizer) as api:
+        asked = options(trained.parent, f"{api.url}/v1/next-token", tokenizer=str(trained))
+        opened = open_models(asked)
+        with opened.target:
+            assert opened.claim == local.claim and opened.base_name == local.base_name
+            assert opened.folder == asked.output
+        with pytest.raises(InputError, match="name a folder for leakage.json"):  # the run's is its own audit's
+            open_models(replace(asked, output=None))
+
+
 def test_an_api_with_another_models_tokenizer(tmp_path: Path) -> None:
     small = causal_tokenizer(begins=True)
     folder = save_tiny(tmp_path / "model")

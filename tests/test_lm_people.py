@@ -49,7 +49,7 @@ def test_the_seed_alone_decides_who_chooses(manifest: Manifest) -> None:
 
 def test_too_few_persons_say_how_many() -> None:
     few = [person_of(2 * n + k, side, f"pair-{n}") for n in range(39) for k, side in enumerate(("in", "out"))]
-    with pytest.raises(InputError, match=f"at least {LEAST_PAIRS} pairs of persons, the manifest has 39"):
+    with pytest.raises(InputError, match=f"at least {LEAST_PAIRS} pairs of persons, those that are judged are 39"):
         Subjects.of(manifest_of(few), seed=0).require_enough()
     Subjects.of(manifest_of(few), seed=0).require_enough(membership=False)
     with pytest.raises(InputError, match="no person in the training text"):

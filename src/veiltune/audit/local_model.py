@@ -36,6 +36,8 @@ class LocalModel(BlackBox):
         batch_tokens: Positions in one pass, padding included (a longer text goes alone).
     """
 
+    texts_a_part = 400
+
     def __init__(
         self,
         model: nn.Module,

@@ -53,7 +53,7 @@ def audit(
     ] = None,
     claimed_epsilon: Annotated[float | None, _model("What is claimed, where no run folder says so.")] = None,
     delta: Annotated[float | None, _model("Of that claim; 1e-5 if not given.")] = None,
-    tokenizer: Annotated[str, _model("Model folder with the tokenizer of an API's model.")] = "",
+    tokenizer: Annotated[str, _model("Run or model folder with the tokenizer of an API's model.")] = "",
     api_model: Annotated[str, _model("Name of the model at an API.")] = "",
     key_variable: Annotated[str, _model("Environment variable that holds the API's key.")] = "",
     device: Annotated[str, _model("Where a local model computes: cpu, cuda or cuda:N.")] = "cpu",

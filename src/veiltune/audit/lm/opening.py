@@ -62,13 +62,13 @@ def open_models(options: LeakageOptions, *, train_digest: str = "") -> Opened:
         InputError: If one cannot be had, is no causal language model, was trained on another text than the manifest
             is of (where that can be seen), or the two do not share a tokenizer.
     """
-    run = run_of(options.model)
+    run = run_of(options.tokenizer if options.is_api else options.model)
     if run and train_digest:
         _check_same_corpus(run[1], train_digest)
     base_name = options.base or (run[1].model.name if run else "")
     base = _causal(load_base(base_name), options) if base_name else None
     if options.is_api:
-        tokenizer = load_tokenizer(options.tokenizer)
+        tokenizer = load_tokenizer(run[1].model.name if run else options.tokenizer)
         target: BlackBox = _api(options, tokenizer)
     else:
         loaded = fine_tuned(*run) if run else load_base(options.model)
@@ -82,7 +82,7 @@ def open_models(options: LeakageOptions, *, train_digest: str = "") -> Opened:
         tokenizer=tokenizer,
         base_name=base_name or None,
         claim=_claim(options, run[0] if run else None),
-        folder=_folder(options, run[0] if run else None),
+        folder=_folder(options, run[0] if run and not options.is_api else None),
     )
 
 

@@ -54,7 +54,8 @@ class LeakageOptions:
         only: File with ids of persons, one a line: judge them alone, with their twins.
         leave_out: The same: judge all but them.
         base: Public model that training started from; "" for the run's own, or none.
-        tokenizer: Model folder or name with the tokenizer of an API's model.
+        tokenizer: Model folder or name with the tokenizer of an API's model; or the folder of the run that the API
+            serves: then its base and its claim are taken, too.
         api_model: Name of the model at an API.
         key_variable: Environment variable with the API's key; "" for none.
         output: Folder for leakage.json; None for the run folder itself.
@@ -100,7 +101,9 @@ class LeakageOptions:
         if self.delta is not None and in_range(0.0, 1.0, delta=self.delta) == 1.0:
             raise InputError("delta must be below 1, got 1.0")
         if self.is_api and not self.tokenizer:
-            raise InputError("an API needs --tokenizer: a model folder or name whose tokenizer the API's model has")
+            raise InputError(
+                "an API needs --tokenizer: the run, model folder or name with the tokenizer of its model"
+            )
 
     @property
     def is_api(self) -> bool:

@@ -75,7 +75,7 @@ class Subjects:
             raise InputError("the manifest has no person in the training text, so nothing can be looked for")
         if membership and self.has_both_sides and pairs < LEAST_PAIRS:
             raise InputError(
-                f"a membership audit needs at least {LEAST_PAIRS} pairs of persons, the manifest has {pairs}"
+                f"a membership audit needs at least {LEAST_PAIRS} pairs of persons, those that are judged are {pairs}"
             )
 
 

@@ -16,8 +16,6 @@ from veiltune.audit.lm.encoding import Sequenced
 from veiltune.audit.stages import Stages
 from veiltune.audit.tracing import Traced, trace
 
-_PART = 400  # texts
-
 
 class TraceStore:
     """Makes and keeps traces.
@@ -39,8 +37,8 @@ class TraceStore:
             texts: Of at least two tokens each.
         """
         found: list[Traced] = []
-        for start in range(0, len(texts), _PART):
-            part = [text.ids for text in texts[start : start + _PART]]
+        for start in range(0, len(texts), box.texts_a_part):
+            part = [text.ids for text in texts[start : start + box.texts_a_part]]
             flat = self._stages.tensors(f"{name}-{start}", lambda part=part: _flat(trace(box, part)))  # type: ignore[misc]
             found += _apart(flat)
             self._done += len(part)
