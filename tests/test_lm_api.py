@@ -123,7 +123,7 @@ def test_a_dead_api_is_one_line_and_the_same_call_goes_on(folder: Path, whole: t
         assert death.value.exit_code == 4 and "\n" not in str(death.value)
         assert not (folder / "dead" / "leakage.json").exists()
         assert (folder / "dead" / "private" / "leakage" / "model-records-0.safetensors").exists()
-        before, api.dies_after = len(api.questions), None
+        api.dies_after = None
         resumed = audit_model(asked)
         assert len(api.questions) - questions < 0.1 * questions  # twice: what ten texts take
     assert resumed.model_dump(exclude=OWN) == expected.model_dump(exclude=OWN)

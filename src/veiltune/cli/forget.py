@@ -16,7 +16,9 @@ def unlearn(
         str, typer.Option(help="npo (fades once a row is unlikely) or ascent (gradient ascent).")
     ] = "npo",
     beta: Annotated[float, typer.Option(help="Of npo; near 0 it is gradient ascent.")] = 0.1,
-    steps: Annotated[int, typer.Option(help="At most; it ends once the rows are no likelier than unseen ones.")] = 200,
+    steps: Annotated[
+        int, typer.Option(help="At most; it ends once the rows have gained no more than unseen ones.")
+    ] = 200,
     batch_size: Annotated[int, typer.Option(help="Rows to forget, and rows to keep, in a step.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-3,
     keep_weight: Annotated[float, typer.Option(help="Of the loss on rows to keep.")] = 1.0,
@@ -44,8 +46,14 @@ def unlearn(
     )
     with TerminalReporter() as reporter:
         found = run_unlearn(run, persons, output, options, reporter=reporter)
-    before, after = found["loss_before"], found["loss_after"]
+    public, before, after = found["loss_public"], found["loss_before"], found["loss_after"]
     for name, what in (("forget", "rows to forget"), ("keep", "rows to keep"), ("unseen", "unseen rows")):
-        typer.echo(f"loss a token, {what}: {before[name]:.3f} before, {after[name]:.3f} after")
-    ended = "as unlikely as unseen rows" if found["as_unlikely_as_unseen"] else "still likelier than unseen rows"
-    typer.echo(f"{found['rows']} rows are {ended} after {found['steps']} steps; nothing is proven: audit {output}")
+        typer.echo(
+            f"loss a token, {what}: {public[name]:.3f} under the model that training started from,"
+            f" {before[name]:.3f} before, {after[name]:.3f} after"
+        )
+    still = "no" if found["no_likelier_than_unseen"] else "still"
+    typer.echo(
+        f"training has made {found['rows']} rows {still} likelier than rows that it never saw, after {found['steps']}"
+        f" steps; nothing is proven: audit {output}"
+    )

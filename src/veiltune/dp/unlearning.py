@@ -29,6 +29,7 @@ from veiltune.errors import DataError, InputError, PrivacyError
 from veiltune.models.adapters import save_adapter, trainable_parameters
 from veiltune.models.families import longest_sequence
 from veiltune.models.finished import fine_tuned, run_of
+from veiltune.models.loading import load_base
 from veiltune.runs import RunFolder, atomic_write_bytes, storage_errors
 
 
@@ -39,7 +40,7 @@ class UnlearnOptions:
     Attributes:
         method: "npo" or "ascent"; see `forgetting_losses`.
         beta: Of "npo".
-        steps: At most; it ends once the rows to forget are no likelier than unseen ones.
+        steps: At most; it ends once training has made the rows to forget no likelier than rows that it never saw.
         batch_size: Rows to forget, and rows to keep, of a step.
         learning_rate: Of AdamW.
         keep_weight: Of the rows to keep, whose loss is added.
@@ -84,11 +85,13 @@ def unlearn(
         reporter: Told about progress.
 
     Returns:
-        The summary: `steps`, and the mean loss a token of rows to forget, to keep and unseen, before and after.
+        The summary: `steps`, and the mean loss a token of rows to forget, to keep and unseen: under the public model
+        that training started from, before, and after.
 
     Raises:
         InputError: If a folder, file or option does not fit.
-        DataError: If nobody of the file has rows in the table.
+        DataError: If nobody of the file has rows in the table, or there is nothing to forget: training has made their
+            rows no likelier than rows that it never saw.
         PrivacyError: If the run has a claim.
         StorageError: If the folder cannot be written.
     """
@@ -103,7 +106,8 @@ def unlearn(
     named = _named(persons)
     base = fine_tuned(source, config)
     rows = _encoded(config, tables, named, base)
-    found = _Forgetting(base.model, rows, options, collate_with=base.tokenizer, reporter=reporter).run()
+    public = load_base(config.model.name).model
+    found = _Forgetting(base.model, public, rows, options, collate_with=base.tokenizer, reporter=reporter).run()
     target = RunFolder.create(output, config=dump_toml(config.model_copy(update={"run": str(output)})))
     with storage_errors(target.path):
         save_adapter(base.model, target.path / "adapter")
@@ -125,13 +129,14 @@ class _Forgetting:
     def __init__(
         self,
         model: nn.Module,
+        public: nn.Module,
         rows: _Rows,
         options: UnlearnOptions,
         *,
         collate_with: Any,
         reporter: TrainReporter | None,
     ) -> None:
-        self._model, self._rows, self._options = model, rows, options
+        self._model, self._public, self._rows, self._options = model, public, rows, options
         self._reporter = reporter or TrainReporter()
         pad = collate_with.pad_token_id if collate_with.pad_token_id is not None else collate_with.eos_token_id
         self._collate = partial(collate, pad_id=int(pad))
@@ -139,7 +144,12 @@ class _Forgetting:
     def run(self) -> dict[str, Any]:
         options, parameters = self._options, list(trainable_parameters(self._model).values())
         self._model.eval()  # no dropout: the same model before and after
-        before = self._means()
+        public, before = self._means(self._public.eval()), self._means(self._model)
+        if _excess(before, public) <= 0:
+            raise DataError(
+                "there is nothing to forget: training has made the rows of these persons no likelier than rows that it"
+                " never saw; nothing was written"
+            )
         reference = self._log_probs_of_all() if options.method == "npo" else None
         optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=0.0)
         forget, keep = (
@@ -148,16 +158,17 @@ class _Forgetting:
         )
         self._reporter.phase("unlearn", options.steps)
         steps, means = 0, before
-        while steps < options.steps and means["forget"] < means["unseen"]:
+        while steps < options.steps and _excess(means, public) > 0:
             self._step(optimizer, next(forget), next(keep), reference)
             steps += 1
             self._reporter.advance(1)
             if steps % 5 == 0 or steps == options.steps:
-                means = self._means()
+                means = self._means(self._model)
         return {
             "steps": steps,
             "rows": len(self._rows.forget),
-            "as_unlikely_as_unseen": means["forget"] >= means["unseen"],
+            "no_likelier_than_unseen": _excess(means, public) <= 0,
+            "loss_public": public,
             "loss_before": before,
             "loss_after": means,
         }
@@ -191,17 +202,23 @@ class _Forgetting:
         return torch.cat([self._log_probs(rows[at : at + size]) for at in range(0, len(rows), size)])
 
     @torch.no_grad()
-    def _means(self) -> dict[str, float]:
+    def _means(self, model: nn.Module) -> dict[str, float]:
         """Mean loss a token; of the rows to keep and the unseen ones as many as there are to forget, at least 64."""
         most = max(64, len(self._rows.forget))
-        return {name: self._mean(rows[:most]) for name, rows in vars(self._rows).items()}
+        return {name: self._mean(model, rows[:most]) for name, rows in vars(self._rows).items()}
 
-    def _mean(self, rows: Sequence[Encoded]) -> float:
+    def _mean(self, model: nn.Module, rows: Sequence[Encoded]) -> float:
         size = self._options.batch_size
-        losses = [
-            causal_lm_losses(self._model, self._collate(rows[at : at + size])) for at in range(0, len(rows), size)
-        ]
+        losses = [causal_lm_losses(model, self._collate(rows[at : at + size])) for at in range(0, len(rows), size)]
         return float(torch.cat(losses).mean())
+
+
+def _excess(means: dict[str, float], public: dict[str, float]) -> float:
+    """How much more training has gained on the rows to forget than on rows that it never saw, nats a token.
+
+    Each is compared with itself under the public model, since rows differ in how hard they are.
+    """
+    return (public["forget"] - means["forget"]) - (public["unseen"] - means["unseen"])
 
 
 def _check(options: UnlearnOptions) -> None:

@@ -101,9 +101,7 @@ class LeakageOptions:
         if self.delta is not None and in_range(0.0, 1.0, delta=self.delta) == 1.0:
             raise InputError("delta must be below 1, got 1.0")
         if self.is_api and not self.tokenizer:
-            raise InputError(
-                "an API needs --tokenizer: the run, model folder or name with the tokenizer of its model"
-            )
+            raise InputError("an API needs --tokenizer: the run, model folder or name with the tokenizer of its model")
 
     @property
     def is_api(self) -> bool:
