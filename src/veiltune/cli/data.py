@@ -82,7 +82,9 @@ def scrub(
         str,
         typer.Option(help="With commas; email,phone,name,address,iban,card,us_ssn,zh_id,ip if not given; also url."),
     ] = "",
-    detector: Annotated[str, typer.Option(help="patterns, presidio or both.")] = "patterns",
+    detector: Annotated[
+        str, typer.Option(help="patterns, presidio (no e-mail address under a reserved domain such as .test) or both.")
+    ] = "patterns",
     ner: Annotated[str, typer.Option(help="Installed spaCy model, or its folder, that finds persons and places.")] = "",
     known: Annotated[
         Path | None, typer.Option(help="Table of values to look for besides: type, value; also person.")

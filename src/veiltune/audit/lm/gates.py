@@ -89,7 +89,7 @@ class Gate:
         except ValueError:
             raise InputError(f"--fail-if must be 'FIGURE > NUMBER' (or >=, <, <=), got {text!r}") from None
         if name not in NAMES:
-            raise InputError(f"--fail-if knows no {name!r}; {nearest(name, NAMES)}; known: {', '.join(NAMES)}")
+            raise InputError(f"--fail-if knows no {name!r}; {nearest(name, NAMES)} (known: {', '.join(NAMES)})")
         return cls(name, comparison, limit)
 
     def check_persons(self, persons: int) -> None:
