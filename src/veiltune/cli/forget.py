@@ -26,7 +26,7 @@ def unlearn(
 ) -> None:
     """Make a finished run forget the rows of some persons; nothing is proven by it, so audit again.
 
-    `veiltune audit OUT --leave-out PERSONS` judges who remains, `--only PERSONS` who was forgotten, if they are 40 or more.
+    `veiltune audit OUT --leave-out PERSONS` judges who remains, `--only PERSONS` who was forgotten (40 or more).
     """
     from transformers.utils.logging import disable_progress_bar
 

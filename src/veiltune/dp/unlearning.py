@@ -106,7 +106,8 @@ def unlearn(
     named = _named(persons)
     base = fine_tuned(source, config)
     rows = _encoded(config, tables, named, base)
-    public = load_base(config.model.name).model.float()
+    public = load_base(config.model.name).model
+    public.to(dtype=torch.float32)  # type: ignore[call-arg]  # transformers wraps `to`
     found = _Forgetting(base.model, public, rows, options, collate_with=base.tokenizer, reporter=reporter).run()
     target = RunFolder.create(output, config=dump_toml(config.model_copy(update={"run": str(output)})))
     with storage_errors(target.path):
