@@ -39,7 +39,7 @@ class GuardedModel(BlackBox):
         head, tails = self._suffixed(prefix, suffixes)
         walk, totals = self.decoder([head]), np.zeros(len(tails))
         at = [0] * len(tails)  # row of the walk that each suffix is in
-        for step in range(max(map(len, tails))):
+        for step in range(max(map(len, tails), default=0)):
             going = [row for row, tail in enumerate(tails) if len(tail) > step]
             values, _ = told(walk.log_probs[[at[row] for row in going]], [tails[row][step] for row in going])
             totals[going] += values
