@@ -237,6 +237,14 @@ def test_a_changed_configuration_is_refused_with_a_diff(stopped: Callable[..., T
         train(stopped(train={"rank": 3, "learning_rate": 2e-2}))
 
 
+def test_a_dry_run_says_that_the_run_folder_is_another_runs(stopped: Callable[..., TrainConfig]) -> None:
+    assert dry_run(stopped())["run folder"]
+    with pytest.raises(PrivacyError, match="begun with another plan"):
+        dry_run(stopped(privacy={"noise_multiplier": 2.5}))
+    with pytest.raises(ConfigError, match=r"train\.rank: 2 in the run, 3 now"):
+        dry_run(stopped(train={"rank": 3}))
+
+
 def test_changed_data_are_refused(stopped: Callable[..., TrainConfig]) -> None:
     config = stopped()
     path = Path(config.data.train)

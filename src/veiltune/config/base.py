@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -152,7 +152,7 @@ def _describe(cls: type[BaseModel], error: ValidationError, file: str, sources: 
     key = ".".join(path)
     where = next((source for name, source in sources.items() if f"{name}.".startswith(f"{key}.")), file)
     if first["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key!r}; {nearest(path[-1], _fields_beside(cls, path))}"
+        return f"{where}: unknown key {key!r}; {_hint(cls, path)}"
     if first["type"] == "missing":
         return f"{where}: {key} is missing; add it or pass --set {key}=..."
     if first["type"] == "value_error":
@@ -161,10 +161,27 @@ def _describe(cls: type[BaseModel], error: ValidationError, file: str, sources: 
     return f"{where}: {key} {expected}, got {first['input']!r}"
 
 
-def _fields_beside(cls: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """The keys that are known where `path` ends."""
+def _hint(cls: type[BaseModel], path: Sequence[str]) -> str:
+    """What the key at `path` was meant to be: itself in another section, or the nearest one in its own."""
+    elsewhere = [known for known in _dotted_keys(cls) if known.split(".")[-1] == path[-1]]
+    if elsewhere:
+        return f"did you mean {' or '.join(map(repr, elsewhere))}?"
     for section in path[:-1]:
-        annotation = cls.model_fields[section].annotation
-        choices = [annotation, *get_args(annotation)]  # a section that may be left out is a union with None
-        cls = next(choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel))
-    return list(cls.model_fields)
+        inner = _section(cls.model_fields[section].annotation)
+        assert inner is not None
+        cls = inner
+    return nearest(path[-1], cls.model_fields)
+
+
+def _dotted_keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every section and key of a configuration, as `section.key`."""
+    for name, field in cls.model_fields.items():
+        yield prefix + name
+        inner = _section(field.annotation)
+        if inner:
+            yield from _dotted_keys(inner, f"{prefix}{name}.")
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    choices = [annotation, *get_args(annotation)]  # a section that may be left out is a union with None
+    return next((choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)), None)

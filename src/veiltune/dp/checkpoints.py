@@ -1,8 +1,4 @@
-"""What a run of private training keeps in its run folder so that a killed run goes on to the same result.
-
-private/key           32 bytes that sampling and noise derive from: whoever has it and the model can subtract the noise
-        run.json      the plan, and what tells another table, model or version from the run's own
-        checkpoints/  trainable tensors and AdamW's moments at a step
+"""The checkpoints of a run of private training.
 
 Sampling and noise of a step are functions of (key, step), so a checkpoint needs no state of a generator, and the
 accountant's state is the number of steps.
@@ -11,12 +7,7 @@ accountant's state is the number of steps.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
-import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,124 +15,10 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from veiltune.config import TrainConfig, dump_toml
-from veiltune.csprng import KEY_BYTES
-from veiltune.dp.plan import DPPlan
-from veiltune.errors import ConfigError, InputError, PrivacyError
+from veiltune.errors import InputError
 from veiltune.runs import RunFolder, atomic_write_bytes
 
 KEPT_CHECKPOINTS = 2
-
-
-@dataclass(frozen=True)
-class RunCard:
-    """What a run began with.
-
-    Attributes:
-        plan: `DPPlan.to_dict`.
-        data: Fingerprint of the training rows under the run's key.
-        model: `weights_digest` of the model before training.
-        version: Of Veiltune: other code might compute other gradients under the same noise.
-    """
-
-    plan: dict[str, Any]
-    data: str
-    model: str
-    version: str
-
-    @classmethod
-    def load(cls, run: RunFolder) -> RunCard | None:
-        """The card of a run folder, if the run has one.
-
-        Raises:
-            InputError: If it cannot be read.
-        """
-        path = run.path / "private" / "run.json"
-        if not path.exists():
-            return None
-        try:
-            return cls(**json.loads(path.read_bytes()))
-        except (ValueError, TypeError):
-            raise InputError(f"{path} was changed after the run wrote it; name another folder as `run`") from None
-
-    def save(self, run: RunFolder) -> None:
-        """Writes the card."""
-        atomic_write_bytes(run.private / "run.json", json.dumps(asdict(self)).encode(), mode=0o600)
-
-
-def run_key(run: RunFolder, noise_seed: int | None) -> bytes:
-    """The key of sampling and noise: drawn once from the operating system, or by a test's seed."""
-    path = run.private / "key"
-    if not path.exists():
-        seeded = hashlib.sha256(f"train with noise seed {noise_seed}".encode()).digest()
-        atomic_write_bytes(path, os.urandom(KEY_BYTES) if noise_seed is None else seeded, mode=0o600)
-    return path.read_bytes()
-
-
-def check_same_run(run: RunFolder, config: TrainConfig, plan: DPPlan) -> None:
-    """Refuses to take up a run under another plan or configuration; a folder without a run passes.
-
-    Args:
-        run: The folder.
-        config: The configuration now.
-        plan: The plan now, made from the table as it is now.
-
-    Raises:
-        PrivacyError: If the plan differs: the claim would be that of neither; lists what does.
-        ConfigError: If another key differs; lists which.
-        InputError: If the folder's files cannot be read.
-    """
-    card = RunCard.load(run)
-    changes = [] if card is None else DPPlan.from_dict(card.plan).differences(plan)
-    if changes:
-        raise PrivacyError(
-            f"{run.path} was begun with another plan ({'; '.join(changes)}), and no claim holds for a mixture; "
-            "restore the plan and the table, or name another folder as `run`"
-        )
-    if run.config_path.exists():
-        changes = config_differences(run.config_path.read_bytes(), config)
-        if changes:
-            raise ConfigError(
-                f"{run.path} was begun with another configuration ({'; '.join(changes)}); restore it, or name another "
-                "folder as `run`"
-            )
-
-
-def check_same_card(run: RunFolder, card: RunCard) -> None:
-    """Writes the card of a new run; refuses to take up a run with another table, model or version.
-
-    Raises:
-        PrivacyError: If one differs; says which.
-    """
-    before = RunCard.load(run)
-    if before is None:
-        card.save(run)
-        return
-    for name, what in (
-        ("data", "training data or the key"),
-        ("model", "base model"),
-        ("version", "version of Veiltune"),
-    ):
-        if getattr(before, name) != getattr(card, name):
-            raise PrivacyError(
-                f"the {what} has changed since run {run.path} began, and the same noise on two different sums can be "
-                "subtracted; restore it, or name another folder as `run`"
-            )
-
-
-def config_differences(before: bytes, config: TrainConfig) -> list[str]:
-    """One line per key in which a resolved configuration (as TOML) and another differ."""
-    try:
-        mine = _flat(tomllib.loads(before.decode()))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError):
-        return ["config.toml is no longer TOML"]
-    theirs = _flat(tomllib.loads(dump_toml(config)))
-    keys = dict.fromkeys([*mine, *theirs])
-    return [
-        f"{key}: {mine.get(key, 'not set')!r} in the run, {theirs.get(key, 'not set')!r} now"
-        for key in keys
-        if mine.get(key) != theirs.get(key)
-    ]
 
 
 class Checkpoints:
@@ -196,11 +73,3 @@ def forget_after(run: RunFolder, step: int) -> list[dict[str, Any]]:
         whole = run.metrics_path.read_bytes().split(b"\n")[: len(kept)]
         atomic_write_bytes(run.metrics_path, b"".join(line + b"\n" for line in whole))
     return kept
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys and their values."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat

@@ -8,7 +8,9 @@ from veiltune.config import TrainConfig
 from veiltune.dp.data import TrainingTables, read_training_tables
 from veiltune.dp.data_stage import thin_out
 from veiltune.dp.plan import DPPlan
+from veiltune.dp.run_card import check_same_run
 from veiltune.dp.sampling import Units
+from veiltune.runs import RunFolder
 
 
 def plan_of(config: TrainConfig, units: Units) -> DPPlan:
@@ -45,11 +47,13 @@ def dry_run(config: TrainConfig) -> dict[str, str]:
 
     Raises:
         InputError: See `plan_of` and `read_training_tables`.
-        PrivacyError: See `plan_of`.
+        PrivacyError: See `plan_of`; or the run folder was begun with another plan.
+        ConfigError: If the run folder was begun with another configuration.
     """
     thinned = thin_out(read_training_tables(config), config.settled_defences(), private=not config.privacy.disabled)
     tables, units = thinned.tables, thinned.tables.units()
     plan = plan_of(config, units)
+    check_same_run(RunFolder(config.run), config, plan)
     train = config.train
     lines = {"data": "; ".join([_data(tables, units), *thinned.notes]), **description(config, plan)}
     lines |= {f"warning {number}": line for number, line in enumerate(run_warnings(config, plan), start=1)}

@@ -16,7 +16,7 @@ import torch
 
 from veiltune import __version__
 from veiltune.config import TrainConfig, dump_toml
-from veiltune.dp.checkpoints import Checkpoints, RunCard, check_same_card, check_same_run, forget_after, run_key
+from veiltune.dp.checkpoints import Checkpoints, forget_after
 from veiltune.dp.data import TrainingTables, read_training_tables
 from veiltune.dp.data_stage import scrubbed, thin_out
 from veiltune.dp.engine import DPEngine, StepResult
@@ -28,6 +28,7 @@ from veiltune.dp.plan import DPPlan
 from veiltune.dp.planning import plan_of, run_warnings
 from veiltune.dp.preparing import Prepared, prepare
 from veiltune.dp.reporting import TrainProgress, TrainReporter
+from veiltune.dp.run_card import RunCard, check_same_card, check_same_run, run_key
 from veiltune.dp.sampling import Units
 from veiltune.dp.schedules import learning_rate_at
 from veiltune.dp.statement import claimed_epsilon, statement
