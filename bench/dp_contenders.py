@@ -84,6 +84,12 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def checkpointed(model: Any) -> nn.Module:
+    """Computes each block's activations twice instead of keeping them."""
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
 def adamw(model: nn.Module) -> torch.optim.AdamW:
     """The same for everybody: torch's defaults."""
     return torch.optim.AdamW(trainable(model), lr=LEARNING_RATE)
@@ -266,6 +272,7 @@ def contenders(suite: str) -> dict[str, Maker]:
         return shared | {
             "ours": lambda m, b: Ours(m, b, max_rows=32),
             "ours_micro8": lambda m, b: Ours(m, b, max_rows=8),
+            "ours_checkpointed": lambda m, b: Ours(checkpointed(m), b, max_rows=32),
             "ours_non_private": lambda m, b: Ours(m, b, max_rows=32, is_private=False),
             "ours_bf16": lambda m, b: Ours(m, b, max_rows=32, bf16=True),
             "opacus_hooks": lambda m, b: Opacus(m, b, mode="hooks"),

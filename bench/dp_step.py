@@ -152,6 +152,9 @@ def summary(suite: str, rows: dict[str, Row]) -> dict[str, Any]:
         "compared": whole,
         "micro": micro,
     }
+    if suite == "lora":
+        figures["time_ratio_checkpointed"] = middle(time_ratios(rows, "ours_checkpointed", "plain"))
+        figures["memory_ratio_checkpointed"] = memory_ratio(rows, "ours_checkpointed")
     for name in rows:
         if name.startswith("opacus"):
             figures[f"{name}_ratio"] = middle(time_ratios(rows, name, whole))
