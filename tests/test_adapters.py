@@ -173,6 +173,34 @@ def test_what_trains(method: str) -> None:
     assert count.share == count.trainable / count.total
 
 
+@wraps
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"full"}))
+def test_a_frozen_pooler_does_not_train_and_comes_back_frozen(method: str, tmp_path: Path) -> None:
+    model = tiny.tiny_model("bert")
+    ids, mask = tiny.tiny_batch(model.config)
+    bottom, top = split_model(model, cut_layer=2)
+    attach_peft(top, method=method, seed=0, pooler=False)
+    assert {name for name in trainable_parameters(top) if "lora" not in name and "encoder" not in name} == {
+        "model.classifier.weight", "model.classifier.bias"
+    }  # fmt: skip
+    jolt(top)
+    save_adapter(top, tmp_path)
+    fresh = split_model(model, cut_layer=2)[1]
+    load_adapter(fresh, tmp_path)
+    assert torch.equal(fresh(bottom(ids, mask), mask), top(bottom(ids, mask), mask))
+    assert set(trainable_parameters(fresh)) == set(trainable_parameters(top))
+    if method == "lora":
+        peft = PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path)).eval()
+        torch.testing.assert_close(logits_of(peft, ids, mask), top(bottom(ids, mask), mask).detach())
+
+
+@pytest.mark.parametrize(("family", "method"), [("roberta", "lora"), ("gpt2", "lora"), ("bert", "full")])
+def test_a_frozen_pooler_where_none_could_train_is_refused(family: str, method: str) -> None:
+    top = split_model(tiny.tiny_model(family), cut_layer=1)[1]
+    with pytest.raises(InputError, match="pooler = false is for BERT's classifier"):
+        attach_peft(top, method=method, seed=0, pooler=False)
+
+
 @pytest.mark.parametrize("method", ["lora", "bitfit", "adapter", "compacter", "rgp", "full"])
 def test_bottoms_and_trunks_train_too(method: str, tmp_path: Path) -> None:
     model = tiny.tiny_model("gpt2")

@@ -121,11 +121,10 @@ def train(
 
         print_plan(describe(settings))
         return
-    from transformers.utils.logging import disable_progress_bar
-
     from veiltune.dp.session import train as run_train
+    from veiltune.models.loading import quiet_libraries
 
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    quiet_libraries()
     with stop_on_interrupt() as stop, TerminalReporter() as reporter:
         summary = run_train(settings, reporter=reporter, stop=stop)
     print_training(summary, Path(settings.run))
@@ -222,15 +221,14 @@ def vendor_serve(
     import asyncio
     import logging
 
-    from transformers.utils.logging import disable_progress_bar
-
     from veiltune.config import VendorConfig, load_config
+    from veiltune.models.loading import quiet_libraries
     from veiltune.vendor.server import serve
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("veiltune").setLevel(logging.INFO)
     logging.getLogger("grpc").setLevel(logging.CRITICAL)  # its traceback for a malformed frame says no more than ours
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    quiet_libraries()
     asyncio.run(serve(load_config(VendorConfig, config, overrides or []), ready_file=ready_file))
 
 

@@ -28,13 +28,12 @@ def unlearn(
 
     `veiltune audit OUT --leave-out PERSONS` judges who remains, `--only PERSONS` who was forgotten (40 or more).
     """
-    from transformers.utils.logging import disable_progress_bar
-
     from veiltune.dp.unlearning import UnlearnOptions
     from veiltune.dp.unlearning import unlearn as run_unlearn
+    from veiltune.models.loading import quiet_libraries
     from veiltune.terminal import TerminalReporter
 
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    quiet_libraries()
     options = UnlearnOptions(
         method=method,
         beta=beta,

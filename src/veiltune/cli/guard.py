@@ -53,11 +53,11 @@ def serve(
         if (error.name or "").partition(".")[0] not in ("fastapi", "starlette", "uvicorn", "prometheus_client"):
             raise
         raise InputError(f"veiltune guard serve needs {error.name}; {_EXTRA}") from None
-    from transformers.utils.logging import disable_progress_bar
+    from veiltune.models.loading import quiet_libraries
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("veiltune").setLevel(logging.INFO)
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    quiet_libraries()
     run(model, config, without_keys=insecure_no_keys, ready_file=ready_file)
 
 

@@ -116,17 +116,16 @@ def audit(
 
 
 def _audit_model(options: object, fail_if: list[str]) -> None:
-    from transformers.utils.logging import disable_progress_bar
-
     from veiltune.audit.lm.gates import Gate, failures
     from veiltune.audit.lm.options import LeakageOptions
     from veiltune.audit.lm.session import audit_model
+    from veiltune.models.loading import quiet_libraries
     from veiltune.terminal import TerminalReporter
     from veiltune.terminal_leakage import print_leakage
 
     assert isinstance(options, LeakageOptions)
     gates = [Gate.parse(text) for text in fail_if]
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    quiet_libraries()
     with TerminalReporter() as reporter:
         record = audit_model(options, gates=gates, reporter=reporter)
     print_leakage(record, options.output or Path(options.model))

@@ -91,6 +91,8 @@ class FineTuningSection(Section):
     """bottleneck of an adapter or a Compacter"""
     phm_dim: Count = 4
     """Compacter: Kronecker products of this many terms"""
+    pooler: bool = True
+    """classes: also train BERT's pretrained pooler, a part of its head; without it there is less to add noise to"""
     targets: list[str] | None = None
     """LoRA: last names of the projections; not set: the family's own"""
     epochs: Positive | None = None

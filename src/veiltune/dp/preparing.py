@@ -174,6 +174,7 @@ def _model(config: TrainConfig, base: BaseModel, labels: LabelSet | None) -> Pre
         adapter_size=train.adapter_size,
         targets=train.targets,
         phm_dim=train.phm_dim,
+        pooler=train.pooler,
     )
     remove_dropout(model)
     if train.gradient_checkpointing:

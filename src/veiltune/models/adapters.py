@@ -72,6 +72,7 @@ def attach_peft(
     adapter_size: int = 64,
     targets: Sequence[str] | None = None,
     phm_dim: int = PHM_DIM,
+    pooler: bool = True,
 ) -> None:
     """Freezes a part and makes one method's parameters (and the task head) trainable, in place.
 
@@ -90,16 +91,19 @@ def attach_peft(
         adapter_size: Width of a bottleneck, at least 1; for "compacter" a multiple of `phm_dim`.
         targets: Last names of the projections that LoRA adapts; None for the family's own.
         phm_dim: Compacter's n, a divisor of the hidden size.
+        pooler: False leaves BERT's pretrained pooler, a part of its classifier's head, as it is; nothing else has one.
 
     Raises:
         InputError: If a value is out of range, a target does not exist, the part has no block for the method,
-            or something is attached already.
+            `pooler` is False where none could train, or something is attached already.
         UnsupportedModelError: For "bitfit" on blocks without any bias.
     """
     model, first_block = _open(part)
     if plan_of(model):
         raise InputError("PEFT is attached to this part already; split the model anew")
     family = family_of(model.config)
+    if not pooler and (method == "full" or task_head(model) == task_head(model, pooler=False)):
+        raise InputError("pooler = false is for BERT's classifier, by any method but 'full'; remove it")
     plan = PeftPlan(
         method=method,
         rank=rank,
@@ -110,6 +114,7 @@ def attach_peft(
         first_block=first_block,
         stop_block=first_block + len(blocks_of(model)),
         phm_dim=phm_dim,
+        pooler=pooler,
     )
     _attach(model, plan, first_block=first_block, seed=seed)
 
@@ -226,7 +231,7 @@ def _by_saved_name(part: ModelPart | PreTrainedModel) -> dict[str, nn.Parameter]
 
 def _write_peft_config(model: PreTrainedModel, plan: PeftPlan, folder: Path) -> None:
     config = plan.lora_config(model, first_block=0)
-    config.modules_to_save = [path.rpartition(".")[2] for path in task_head(model)] or None
+    config.modules_to_save = [path.rpartition(".")[2] for path in task_head(model, pooler=plan.pooler)] or None
     config.task_type = _PEFT_TASKS[task_of(model)]
     config.inference_mode = True
     config.save_pretrained(str(folder))

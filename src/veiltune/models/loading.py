@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from veiltune._validate import positive_int
 from veiltune.errors import InputError
@@ -46,6 +48,12 @@ class BaseModel:
     tokenizer: PreTrainedTokenizerBase
     name: str
     digest: str
+
+
+def quiet_libraries() -> None:
+    """Keeps progress bars and remarks about the network off the terminal; what goes wrong is raised all the same."""
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
 
 
 def load_base(name: str) -> BaseModel:
@@ -143,6 +151,8 @@ def _remedy(name: str) -> str:
         return remedy_of(name)
     if Path(name).is_dir():
         return "the folder must hold config.json, safetensors weights and a tokenizer"
+    if Path(name).parent.name and Path(name).parent.is_dir():
+        return f"there is no folder {name} here, nor such a model on the hub within reach"
     return "give 'minilm', a folder, 'smollm2', or the name of a model on the hub that this machine can reach or has"
 
 

@@ -47,6 +47,7 @@ class PeftPlan:
         first_block: Number, in the whole model, of the first block concerned.
         stop_block: One more than that of the last.
         phm_dim: Compacter's n, at least 1; plans saved before there was one have 4.
+        pooler: Whether the task head includes the backbone's pooler, where it has one; True in earlier plans.
 
     Raises:
         InputError: If a value is out of range.
@@ -61,6 +62,7 @@ class PeftPlan:
     first_block: int
     stop_block: int
     phm_dim: int = PHM_DIM
+    pooler: bool = True
 
     def __post_init__(self) -> None:
         one_of(METHODS, method=self.method)
@@ -101,14 +103,22 @@ def attach(model: PreTrainedModel, plan: PeftPlan, *, first_block: int, seed: in
         torch.default_generator.manual_seed(seed)
         model.requires_grad_(False)
         _ATTACH[plan.method](model, blocks, plan, first_block)
-    for path in task_head(model):
+    for path in task_head(model, pooler=plan.pooler):
         _train(model.get_submodule(path).parameters())
     model.train(model.training)  # new modules, too, are in the model's mode
 
 
-def task_head(model: PreTrainedModel) -> tuple[str, ...]:
-    """Paths of what trains in full beside the plan: a sequence classifier's head, else nothing."""
-    return family_of(model.config).task_head if task_of(model) == "classification" else ()
+def task_head(model: PreTrainedModel, *, pooler: bool = True) -> tuple[str, ...]:
+    """Paths of what trains in full beside a plan's own: a sequence classifier's head, else nothing.
+
+    Args:
+        model: Whole or a part.
+        pooler: Whether the backbone's pooler counts as part of the head where the family says so.
+    """
+    if task_of(model) != "classification":
+        return ()
+    family = family_of(model.config)
+    return tuple(path for path in family.task_head if pooler or path.rpartition(".")[2] != family.pooler)
 
 
 class BottleneckAdapter(nn.Module):
