@@ -2,8 +2,8 @@
 
 Each cell is a run of `veiltune train` in a folder of its own under --work; the same command goes on where it stopped
 (hours on two cores). Trained on GLUE's 67,349 phrases, scored on the 872 sentences of its development set. BERT's
-pretrained pooler trains with the method full only. LoRA's learning rate, schedule and clip norm were chosen at epsilon 8
-by 3,000 held-out training phrases, its rate without privacy likewise (docs/log.md has what was tried); the other
+pretrained pooler trains with the method full only. LoRA's learning rate, schedule and clip norm were chosen at epsilon
+8 by 3,000 held-out training phrases, its rate without privacy likewise (docs/log.md has what was tried); the other
 methods' rates follow from shorter looks of that kind.
 Time and memory of a step are in `bench/dp_methods.py`: the seconds here are of a machine that does other things too.
 Prints a table and, last, one line of JSON.
