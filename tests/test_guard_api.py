@@ -173,6 +173,20 @@ def test_completions_that_are_refused(port: int, change: dict[str, Any]) -> None
     assert status == 400 and content["error"]["type"] == "invalid"
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_tokens": -1}, "max_tokens must be greater than or equal to 0"),
+        ({"temperature": "1"}, "temperature must be a valid number"),
+        ({"model": SECRET * 60}, "model must have at most 256 characters"),
+        ({"prompt": [5, SECRET]}, "prompt has a wrong type or is out of range; it takes: a text or its token ids; several are refused"),  # noqa: E501
+    ],
+    ids=range(4),
+)  # fmt: skip
+def test_a_refusal_says_what_a_field_takes(port: int, change: dict[str, Any], message: str) -> None:
+    assert ask(port, "/v1/completions", {"prompt": "Ann"} | change)[2]["error"]["message"] == message
+
+
 def test_other_addresses_methods_and_kinds_of_body(port: int) -> None:
     assert ask(port, "/v1/Zanzibar", {})[0] == 404
     assert ask(port, "/v1/next-token")[0] == 405

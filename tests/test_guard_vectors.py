@@ -233,6 +233,9 @@ def test_files(tmp_path: Path) -> None:
     assert guard is not None and guard.protected is not None and guard.ngrams is not None
     assert guard.protected.count == 3 and guard.ngrams.count == 32 - 9
     assert build_guard(tokenizer, size=VOCAB) is None
+    (tmp_path / "short.txt").write_text("Jane Doe\nBo\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"short\.txt: protected string 2 has a weight of 2 characters"):
+        build_guard(tokenizer, size=VOCAB, protect=[tmp_path / "names.txt", tmp_path / "short.txt"])
     (tmp_path / "bad.jsonl").write_text('{"text": 3}\n')
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     (tmp_path / "empty.txt").write_text("\n")

@@ -13,6 +13,7 @@ from typing import Any
 from veiltune.data.manifest import read_manifest
 from veiltune.errors import InputError
 from veiltune.guard.decoding import Guard
+from veiltune.guard.folding import fold_all
 from veiltune.guard.memfree import NgramFilter
 from veiltune.guard.protected import ProtectedStrings
 from veiltune.guard.vectors import Shape, unigram
@@ -51,7 +52,7 @@ def build_guard(
     Raises:
         InputError: If a file cannot be read or holds nothing, or a string is too short; no message shows a string.
     """
-    values = [value for path in protect for value in protected_values(Path(path))]
+    values = [value for path in protect for value in _checked(Path(path), unknown, shortest)]
     if not values and not memfree and (shape is None or shape == Shape()):
         return None
     vocabulary = Vocabulary.of(tokenizer, size=size)
@@ -90,6 +91,16 @@ def protected_values(path: Path) -> list[str]:
         values = [line for line in _text(path).splitlines() if line.strip()]
     if not values:
         raise InputError(f"{path} has no string to protect")
+    return values
+
+
+def _checked(path: Path, unknown: float, shortest: int) -> list[str]:
+    """The strings of a file; a refusal of one names the file."""
+    values = protected_values(path)
+    try:
+        fold_all(values, unknown=unknown, shortest=shortest)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     return values
 
 

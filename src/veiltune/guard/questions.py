@@ -103,7 +103,8 @@ def parse(kind: type[Question], body: bytes) -> Question:
 
 def _described(kind: type[BaseModel], error: ValidationError) -> str:
     """The first fault: a field that we know and what it takes, never what came."""
-    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    errors = error.errors(include_input=False, include_url=False, include_context=False)
+    first = errors[0]
     field = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
         return f"unknown field; known: {', '.join(kind.model_fields)}"
@@ -111,7 +112,9 @@ def _described(kind: type[BaseModel], error: ValidationError) -> str:
         return "the body must be a JSON object"
     if first["type"] == "missing":
         return f"{field} is missing"
-    return f"{field} has a wrong type or is out of range; it is: {kind.model_fields[field].description}"
+    if len(errors) > 1:  # of several types that may come, none did
+        return f"{field} has a wrong type or is out of range; it takes: {kind.model_fields[field].description}"
+    return f"{field} {first['msg'].replace('Input should', 'must').replace('String should', 'must')}"
 
 
 def _no_constant(_: str) -> NoReturn:
