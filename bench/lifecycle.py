@@ -32,10 +32,9 @@ from typing import Any
 import audit_ci
 import dp_step
 import guard as guard_bench
+import tomli_w
 import torch
-from guarded_box import GuardedModel
 
-from veiltune.audit.blackbox import BlackBox
 from veiltune.audit.leakage import LeakageRecord
 from veiltune.audit.lm.gates import figures
 from veiltune.audit.lm.options import LeakageOptions
@@ -43,13 +42,10 @@ from veiltune.audit.lm.session import audit_model
 from veiltune.config import TrainConfig, parse_config
 from veiltune.data.synth import PRESETS, synthesise
 from veiltune.dp.session import train
-from veiltune.guard.building import build_guard
-from veiltune.guard.vectors import Shape
-from veiltune.models.loading import load_tokenizer
 
 CORPUS = replace(PRESETS["ci"], persons=400, population=250, exposure_canaries=2, carrier_share=0.5)
 STAGES = ("none", "light", "standard", "dp")
-GUARDED = {"standard": Shape(top_k=50, decimals=3), "dp": Shape()}
+GUARDED: dict[str, dict[str, Any]] = {"standard": {"top_k": 50, "decimals": 3}, "dp": {}}
 
 
 def main() -> None:
@@ -116,8 +112,8 @@ def one_run(chosen: argparse.Namespace, cell: tuple[str, int]) -> dict[str, Any]
             output=run,
             preset="ci",
             seed=seed,
-        ),
-        around=lambda box: guarded(stage, box, base, corpus),
+            guard=guard_file(stage, run, corpus),
+        )
     )
     row = shown(record) | {"training_seconds": round(trained, 1), "audit_seconds": record.seconds}
     print(stage, "seed", seed, json.dumps(row), flush=True)
@@ -158,18 +154,16 @@ def settings(stage: str, run: Path, base: Path, corpus: Path, seed: int, chosen:
     return parse_config(TrainConfig, tree)
 
 
-def guarded(stage: str, box: BlackBox, base: Path, corpus: Path) -> BlackBox:
+def guard_file(stage: str, run: Path, corpus: Path) -> Path | None:
+    """The stage's guard.toml, beside its run; None where there is no guard."""
     if stage not in GUARDED:
-        return box
-    guard = build_guard(
-        load_tokenizer(str(base)),
-        size=box.vocabulary,
-        protect=[corpus / "manifest.jsonl"],
-        reference=corpus / "population.jsonl",
-        shape=GUARDED[stage],
+        return None
+    files = {"protect": {"files": [str(corpus / "manifest.jsonl")]}}
+    path = run.parent / f"{stage}-guard.toml"
+    path.write_text(
+        tomli_w.dumps(files | {"vector": {"reference": str(corpus / "population.jsonl"), **GUARDED[stage]}})
     )
-    assert guard is not None
-    return GuardedModel(box, guard, mark=stage)
+    return path
 
 
 def shown(record: LeakageRecord) -> dict[str, Any]:

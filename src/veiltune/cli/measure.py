@@ -44,6 +44,9 @@ def audit(
     ] = None,
     only: Annotated[Path | None, _model("Judge these persons alone: a file with an id on each line.")] = None,
     leave_out: Annotated[Path | None, _model("Judge all but these persons, e.g. those that were unlearned.")] = None,
+    guard: Annotated[
+        Path | None, _model("Put this guard.toml's guard before a local model, as `veiltune guard serve` would.")
+    ] = None,
     base: Annotated[str, _model("Public model that training started from; a run folder knows its own.")] = "",
     output: Annotated[
         Path | None, _model("Folder for leakage.json; a run folder has a place for it.", "--output", "-o")
@@ -80,6 +83,7 @@ def audit(
                 pii=pii,
                 only=only,
                 leave_out=leave_out,
+                guard=guard,
                 base=base,
                 tokenizer=tokenizer,
                 api_model=api_model,

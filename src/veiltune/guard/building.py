@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from veiltune.config.guard import GuardConfig
 from veiltune.data.manifest import read_manifest
 from veiltune.errors import InputError
 from veiltune.guard.decoding import Guard
@@ -18,6 +19,28 @@ from veiltune.guard.memfree import NgramFilter
 from veiltune.guard.protected import ProtectedStrings
 from veiltune.guard.vectors import Shape, unigram
 from veiltune.guard.vocabulary import Vocabulary
+
+
+def guard_of(config: GuardConfig, tokenizer: Any, *, size: int) -> Guard | None:
+    """The guard that a `guard.toml` asks for; see `build_guard`.
+
+    Raises:
+        InputError: See `build_guard`.
+    """
+    protect, memfree, vector = config.protect, config.memfree, config.vector
+    return build_guard(
+        tokenizer,
+        size=size,
+        protect=protect.files,
+        unknown=protect.unknown,
+        shortest=protect.shortest,
+        memfree=memfree.text,
+        n=memfree.n,
+        candidates=memfree.candidates,
+        false_positive_rate=memfree.false_positive_rate,
+        reference=vector.reference,
+        shape=Shape(vector.temperature, vector.top_k, vector.decimals),
+    )
 
 
 def build_guard(

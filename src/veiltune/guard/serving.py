@@ -20,13 +20,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from veiltune.config.guard import GuardConfig
 from veiltune.errors import InputError
 from veiltune.guard.api import make_app
-from veiltune.guard.building import build_guard
+from veiltune.guard.building import guard_of
 from veiltune.guard.door import Door
 from veiltune.guard.engine import Engine
 from veiltune.guard.keys import Keys
 from veiltune.guard.limits import Budget, RateLimit
 from veiltune.guard.opening import open_model
-from veiltune.guard.vectors import Shape
 
 log = logging.getLogger(__name__)
 
@@ -97,21 +96,10 @@ def run(
 
 
 def _application(model: str, config: GuardConfig, keys: Keys | None) -> Any:
-    limits, vector, protect, memfree = config.limits, config.vector, config.protect, config.memfree
+    limits = config.limits
     found = open_model(model)
-    guard = build_guard(
-        found.tokenizer,
-        size=int(found.model.get_output_embeddings().weight.shape[0]),  # type: ignore[no-untyped-call]
-        protect=protect.files,
-        unknown=protect.unknown,
-        shortest=protect.shortest,
-        memfree=memfree.text,
-        n=memfree.n,
-        candidates=memfree.candidates,
-        false_positive_rate=memfree.false_positive_rate,
-        reference=vector.reference,
-        shape=Shape(vector.temperature, vector.top_k, vector.decimals),
-    )
+    size = int(found.model.get_output_embeddings().weight.shape[0])  # type: ignore[no-untyped-call]
+    guard = guard_of(config, found.tokenizer, size=size)
     if guard is None:
         log.warning("no guard: nothing is protected and vectors are the model's own")
     elif guard.protected is not None:

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 
 from veiltune.audit.blackbox import BlackBox
+from veiltune.audit.guarded import GuardedModel
 from veiltune.audit.http_api import open_api
 from veiltune.audit.lm.options import LeakageOptions
 from veiltune.audit.local_model import LocalModel
-from veiltune.config import TrainConfig
+from veiltune.config import TrainConfig, dump_toml, load_config
+from veiltune.config.guard import GuardConfig
 from veiltune.errors import InputError
+from veiltune.guard.building import guard_of
 from veiltune.models.finished import check_causal, fine_tuned, run_of
 from veiltune.models.loading import BaseModel, load_base, load_tokenizer
 from veiltune.runs import RunFolder
@@ -59,8 +62,8 @@ def open_models(options: LeakageOptions, *, train_digest: str = "") -> Opened:
         train_digest: SHA-256 of the training text that the manifest is of; "" if it does not say.
 
     Raises:
-        InputError: If one cannot be had, is no causal language model, was trained on another text than the manifest
-            is of (where that can be seen), or the two do not share a tokenizer.
+        InputError: If one (or the guard) cannot be had, one is no causal language model, was trained on another text
+            than the manifest is of (where that can be seen), or the two do not share a tokenizer.
     """
     run = run_of(options.tokenizer if options.is_api else options.model)
     if run and train_digest:
@@ -74,6 +77,8 @@ def open_models(options: LeakageOptions, *, train_digest: str = "") -> Opened:
         loaded = fine_tuned(*run) if run else load_base(options.model)
         tokenizer = loaded.tokenizer
         target = _local(_causal(loaded, options), options)
+        if options.guard is not None:
+            target = _guarded(target, tokenizer, options.guard)
     if base is not None:
         _check_same_tokenizer(tokenizer, base.tokenizer)
     return Opened(
@@ -109,6 +114,18 @@ def _local(found: BaseModel, options: LeakageOptions) -> LocalModel:
 
 def _api(options: LeakageOptions, tokenizer: Any) -> BlackBox:
     return open_api(options.model, model=options.api_model, tokenizer=tokenizer, key=options.key_variable or None)
+
+
+def _guarded(box: BlackBox, tokenizer: Any, path: Path) -> BlackBox:
+    """Its mark is of the settings and of the files that they name, since both make the guard."""
+    config = load_config(GuardConfig, path)
+    guard = guard_of(config, tokenizer, size=box.vocabulary)
+    if guard is None:
+        raise InputError(f"{path} asks for no guard: name protect.files, memfree.text or a [vector] setting")
+    named = [*config.protect.files, config.memfree.text, config.vector.reference]
+    parts = [dump_toml(config).encode(), *(Path(name).read_bytes() for name in named if name)]
+    mark = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+    return GuardedModel(box, guard, mark=mark)
 
 
 def _check_same_tokenizer(one: Any, other: Any) -> None:

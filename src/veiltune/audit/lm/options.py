@@ -53,6 +53,7 @@ class LeakageOptions:
         pii: Table of the secrets in it.
         only: File with ids of persons, one a line: judge them alone, with their twins.
         leave_out: The same: judge all but them.
+        guard: `guard.toml` of a guard to put before a local model, as `veiltune guard serve` would; None for none.
         base: Public model that training started from; "" for the run's own, or none.
         tokenizer: Model folder or name with the tokenizer of an API's model; or the folder of the run that the API
             serves: then its base and its claim are taken, too.
@@ -76,6 +77,7 @@ class LeakageOptions:
     pii: Path | None = None
     only: Path | None = None
     leave_out: Path | None = None
+    guard: Path | None = None
     base: str = ""
     tokenizer: str = ""
     api_model: str = ""
@@ -100,6 +102,8 @@ class LeakageOptions:
             raise InputError("--delta is of --claimed-epsilon, which is not given; give both or neither")
         if self.delta is not None and in_range(0.0, 1.0, delta=self.delta) == 1.0:
             raise InputError("delta must be below 1, got 1.0")
+        if self.is_api and self.guard is not None:
+            raise InputError("--guard is for a local model; an API has its guard where it is served")
         if self.is_api and not self.tokenizer:
             raise InputError("an API needs --tokenizer: the run, model folder or name with the tokenizer of its model")
 

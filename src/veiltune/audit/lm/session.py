@@ -14,7 +14,7 @@ import datetime
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,6 @@ def audit_model(
     options: LeakageOptions,
     *,
     gates: Sequence[Gate] = (),
-    around: Callable[[BlackBox], BlackBox] | None = None,
     reporter: Reporter | None = None,
 ) -> LeakageRecord:
     """Audits a model, and writes leakage.json and private/leakage/ into its folder; called again, it goes on.
@@ -72,7 +71,6 @@ def audit_model(
     Args:
         options: What to ask.
         gates: Checked before anything is asked, as far as the sizes say that they could never pass.
-        around: Puts something before the model, such as a guard: what it returns is asked instead.
         reporter: Told about progress.
 
     Raises:
@@ -94,8 +92,6 @@ def audit_model(
     if blind is not None:
         check_blind(blind)
     opened = open_models(options, train_digest=str(manifest.header.get("sha256", {}).get("train.jsonl", "")))
-    if around is not None:
-        opened = replace(opened, target=around(opened.target))
     with storage_errors(opened.folder), opened.target:
         audit = _Audit(options, manifest, subjects, opened, blind, reporter)
         audit.notes += [choice] if choice else []
@@ -174,7 +170,7 @@ class _Audit:
             preset=self.options.preset,
             seconds=round(time.monotonic() - started, 3),
             seed=self.options.seed,
-            model=self.options.model,
+            model=f"{self.options.model} (guarded)" if self.options.guard else self.options.model,
             model_digest=opened.target.digest,
             base=opened.base_name,
             manifest_digest=self.manifest.digest,

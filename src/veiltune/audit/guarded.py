@@ -12,21 +12,28 @@ from veiltune.guard.decoding import Guard, GuardState
 
 
 class GuardedModel(BlackBox):
-    """What `veiltune guard serve` answers at /v1/next-token, without the network between."""
+    """What `veiltune guard serve` answers at /v1/next-token, without the network between.
+
+    Args:
+        box: A model that tells whole vectors.
+        guard: Stands before it.
+        mark: Names the guard, so that a resumed audit does not take another one's answers for its own.
+    """
 
     texts_a_part = 400
 
     def __init__(self, box: BlackBox, guard: Guard, *, mark: str) -> None:
-        """`mark` names the guard, so that answers of another one are not taken for its own."""
         self._box, self._guard = box, guard
         self.name, self.vocabulary, self.context = f"{box.name} (guarded)", box.vocabulary, box.context
         self.digest = hashlib.sha256(f"{box.digest}\0{mark}".encode()).hexdigest()
 
     def next_token_log_probs(self, prefixes: Sequence[Tokens]) -> Vectors:
+        """As `BlackBox.next_token_log_probs`; -inf where the guard withholds a token."""
         vectors = self._box.next_token_log_probs(prefixes)
         return self._told([self._guard.start(prefix) for prefix in prefixes], vectors)
 
     def parts(self, sequences: Sequence[Tokens], *, start: int = 0) -> Iterator[tuple[int, int, Vectors]]:
+        """As `BlackBox.parts`; the guard follows each sequence token by token."""
         for number, first, vectors in self._box.parts(sequences, start=start):
             tokens = list(sequences[number])
             states = [self._guard.start(tokens[: first + 1])]
@@ -55,6 +62,7 @@ class GuardedModel(BlackBox):
         return totals
 
     def decoder(self, prefixes: Sequence[Tokens]) -> Decoder:
+        """As `BlackBox.decoder`, with the model's own cache."""
         return _GuardedDecoder(self, self._box.decoder(prefixes), [self._guard.start(prefix) for prefix in prefixes])
 
     def _told(self, states: Sequence[GuardState], vectors: Vectors) -> Vectors:
