@@ -12,7 +12,7 @@ from lm_helper import Ended, Habit, save_tiny, veiltune, write_short_manifest
 from test_blackbox import Naive, texts
 from tiny import VOCAB, tiny_model
 from tiny_text import BOS, causal_tokenizer
-from veiltune.audit.blackbox import BlackBox, Tokens, Vectors, told
+from veiltune.audit.blackbox import BlackBox, Tokens, Vectors
 from veiltune.audit.guarded import GuardedModel
 from veiltune.audit.leakage import LeakageRecord
 from veiltune.audit.lm import options
@@ -67,7 +67,7 @@ def test_every_way_of_asking_tells_what_the_guard_lets_through(guard: Guard) -> 
         *(box.along(sequences()) for box in (fast, slow, Slow(Naive(model), unlisted))), strict=True
     ):
         np.testing.assert_allclose(one, two, atol=1e-4)
-        stopped += int((np.isneginf(one) != np.isneginf(free)).any(axis=1).sum())
+        stopped += int((np.abs(np.exp(one) - np.exp(free)) > 1e-3).any(axis=1).sum())
     assert stopped  # or the list did nothing here
     np.testing.assert_allclose(
         fast.next_token_log_probs(sequences()), slow.next_token_log_probs(sequences()), atol=1e-4
@@ -90,16 +90,6 @@ def test_another_guard_is_another_model(guard: Guard) -> None:
     box = Habit()
     one, two = GuardedModel(box, guard, mark="a"), GuardedModel(box, guard, mark="b")
     assert len({box.digest, one.digest, two.digest}) == 3 and one.name == "habit-0 (guarded)"
-
-
-def test_a_withheld_token_is_told_as_impossible(guard: Guard) -> None:
-    """The planted wrong value: without the guard the same token has a probability."""
-    model = tiny_model("gpt2", "causal")
-    whole = [BOS, *TOKENIZER("I am Anna Lee", add_special_tokens=False)["input_ids"]]
-    fast, bare = GuardedModel(LocalModel(model, TOKENIZER), guard, mark="a"), LocalModel(model, TOKENIZER)
-    (guarded,), (free,) = (list(box.along([whole])) for box in (fast, bare))
-    assert np.isneginf(told(guarded, whole[1:])[0]).any() or (guarded[-3:] != free[-3:]).any()
-    assert np.isfinite(told(free, whole[1:])[0]).all()
 
 
 @pytest.fixture
