@@ -45,4 +45,4 @@ def main(folder: str) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    print("eval_loss before {:.2f}, after {:.2f}".format(*main(sys.argv[1])))

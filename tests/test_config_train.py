@@ -78,7 +78,8 @@ def test_a_run_without_privacy_and_one_of_so_many_steps(path: Path) -> None:
         (["train.epsilon=4"], "unknown key 'train.epsilon'; did you mean 'privacy.epsilon'?"),
         (["rank=4"], "unknown key 'rank'; did you mean 'train.rank'?"),
         (["train.max_records=2"], "did you mean 'privacy.max_records' or 'defences.max_records'?"),
-        (["train.steps=5"], "train needs exactly one of epochs and steps, got both"),
+        (["train.steps=5"], "train needs exactly one of epochs and steps, got both; an empty value, as in --set train.epochs=, takes a key out"),  # noqa: E501
+        (["train.rank=4", "train.epochs="], "train.toml with --set: train needs exactly one of epochs and steps, got neither"),
         (["train.epochs="], "train needs exactly one of epochs and steps, got neither"),
         (["train.method=prefix"], "train.method must be"),
         (["train.method=adapter", "train.save_merged=true"], "has save_merged, but method 'adapter' adds layers"),
@@ -91,6 +92,13 @@ def test_a_run_without_privacy_and_one_of_so_many_steps(path: Path) -> None:
 )  # fmt: skip
 def test_refusals(path: Path, overrides: list[str], message: str) -> None:
     assert message in refusal(path, *overrides)
+
+
+def test_a_misspelt_section_is_named_before_the_one_that_is_missing(path: Path) -> None:
+    path.write_text(MINIMAL.replace("[privacy]", "[privcy]"))
+    assert refusal(path) == f"{path}: unknown key 'privcy'; did you mean 'privacy'?"
+    path.write_text(MINIMAL.replace("[privacy]\nepsilon = 3.0\n", ""))
+    assert refusal(path) == f"{path}: privacy is missing; add the section [privacy]"
 
 
 def test_the_choices_are_those_of_the_code() -> None:

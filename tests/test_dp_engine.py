@@ -188,6 +188,14 @@ def test_the_optimizer_wants_a_fresh_private_gradient_for_each_step() -> None:
     assert len(batches) == 4
 
 
+def test_a_gradient_that_was_not_used_is_missed() -> None:
+    made = model()
+    made, _, batches = make_private(made, optimizer(made), table(60), plan=plan(), collate=collate)
+    with pytest.raises(PrivacyError, match=r"the gradient of step 0 was not used; call the optimizer's step\(\)"):
+        for batch in batches:
+            batch.backward()
+
+
 def test_a_second_pass_over_the_batches_is_refused() -> None:
     """It would add steps that the plan does not count, with noise that was used before."""
     made = model()
@@ -335,6 +343,7 @@ def test_out_of_memory_halves_the_micro_batch_once_and_says_so(monkeypatch: pyte
     made.zero_grad(set_to_none=True)
     taken.backward(1)  # no word more
     assert len(said) == 1
+    made.zero_grad(set_to_none=True)
     monkeypatch.setattr(SumInProgress, "add", lambda *a, **o: (_ for _ in ()).throw(torch.OutOfMemoryError("again")))
     with pytest.raises(torch.OutOfMemoryError):
         taken.backward(2)

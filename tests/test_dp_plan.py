@@ -91,7 +91,7 @@ def test_the_default_delta_is_well_below_one_in_n(num_units: int, delta: float) 
     assert default_delta(num_units) == pytest.approx(delta)
     plan = DPPlan.for_noise(5.0, num_units=num_units, expected_batch_size=1, steps=1)
     assert plan.delta == default_delta(num_units)
-    assert not plan.warnings()
+    assert not any("delta" in line for line in plan.warnings())
 
 
 # --- what it says -----------------------------------------------------------------------------------------------------
@@ -139,6 +139,10 @@ def test_weak_claims_are_called_weak(plan: DPPlan) -> None:
     assert epsilon.startswith("claimed epsilon ") and "is above 10" in epsilon
     (noise,) = replace(plan, noise_multiplier=0.49, steps=1).warnings()
     assert noise.startswith("noise_multiplier 0.49 is below 0.5")
+    (drowned,) = replace(plan, noise_multiplier=3.3).warnings()
+    assert "drowns an expected batch of 32" in drowned and not replace(plan, noise_multiplier=3.1).warnings()
+    (noise, empty) = replace(plan, sampling_prob=0.5 / 2000).warnings()
+    assert "drowns" in noise and empty == "the expected batch of 0.5 is below one example: most are empty"
     assert len(replace(plan, noise_multiplier=0.4, sampling_prob=0.9, delta=0.01).warnings()) == 3
 
 

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 def test_a_causal_model_trains_the_plan_and_logs_its_epsilon(kind: str, tmp_path: Path) -> None:
     made = peft_model() if kind == "peft" else model({"attached": "lora"}.get(kind, kind))
     before, watch = weights(made), Watch()
-    run = trainer(tmp_path, made, callbacks=[watch], args={"num_train_epochs": 50}, eval_dataset=table(9, seed=1))
+    run = trainer(tmp_path, made, callbacks=[watch], eval_dataset=table(9, seed=1))
     result = run.train()
     assert moved(before, made)
     assert result.global_step == plan().steps and watch.events == ["begin"] + ["step"] * 6
@@ -234,6 +234,21 @@ def test_arguments_that_would_break_a_step_are_refused(changes: dict[str, Any], 
         setattr(args, field, value)
     with pytest.raises(InputError, match=f"does not take {name}; "):
         DPTrainer(model(), args, plan=plan(), train_dataset=table(60), data_collator=collate)
+
+
+def test_the_plan_is_not_contradicted(tmp_path: Path) -> None:
+    chosen = plan()
+    for changes in ({"max_steps": chosen.steps}, {"num_train_epochs": chosen.epochs}, {"max_grad_norm": 0.0}, {}):
+        DPTrainer(model(), arguments(tmp_path, **changes), plan=chosen, train_dataset=table(60), data_collator=collate)
+    for name, value in (("max_steps", chosen.steps + 1), ("num_train_epochs", 77.0), ("max_grad_norm", 0.25)):
+        with pytest.raises(InputError, match=f"does not take {name} = {value:g}: the plan says"):
+            DPTrainer(
+                model(),
+                arguments(tmp_path, **{name: value}),
+                plan=chosen,
+                train_dataset=table(60),
+                data_collator=collate,
+            )
 
 
 @pytest.mark.parametrize("name", ["fp16", "deepspeed"])

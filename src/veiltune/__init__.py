@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from veiltune.dp.plan import DPPlan
     from veiltune.dp.session import train
     from veiltune.dp.trainer import DPTrainer
-    from veiltune.models.adapters import attach_peft
+    from veiltune.models.adapters import attach_peft, save_adapter
+    from veiltune.models.finished import load_run
     from veiltune.models.loading import load_base
     from veiltune.models.merging import merged_model
     from veiltune.models.split import split_model
@@ -47,10 +48,12 @@ _HOMES = {
     "audit_run": "audit.split",
     "load_base": "models.loading",
     "load_config": "config",
+    "load_run": "models.finished",
     "make_private": "dp.engine",
     "make_privatizer": "privatize.mechanisms",
     "merged_model": "models.merging",
     "read_table": "data.tables",
+    "save_adapter": "models.adapters",
     "serve": "vendor.server",
     "split_model": "models.split",
     "train": "dp.session",
@@ -74,10 +77,12 @@ __all__ = [
     "audit_run",
     "load_base",
     "load_config",
+    "load_run",
     "make_private",
     "make_privatizer",
     "merged_model",
     "read_table",
+    "save_adapter",
     "serve",
     "split_model",
     "train",

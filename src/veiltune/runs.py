@@ -13,7 +13,9 @@ import json
 import math
 import os
 import secrets
+import shutil
 import sqlite3
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,20 @@ def atomic_write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             temporary.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `path` when the body ends; if the body fails, nothing of it stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def private_folder(path: Path) -> Path:
@@ -103,6 +119,15 @@ class RunFolder:
             raise InputError(f"{run.path} holds a run with another configuration; name another folder as `run`")
         run._drop_torn_line()
         return run
+
+    @property
+    def kind(self) -> str:
+        """The command that the folder is of, by its config.toml: "tune", "train", or "" where there is none."""
+        try:
+            tree = tomllib.loads(self.config_path.read_bytes().decode())
+        except (OSError, ValueError):
+            return ""
+        return "tune" if "vendor" in tree else "train"
 
     @property
     def config_path(self) -> Path:

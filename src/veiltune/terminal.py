@@ -72,8 +72,8 @@ class TerminalReporter(Reporter, TrainReporter):
     def trained(self, progress: TrainProgress) -> None:
         """Moves the bar and writes loss, speed and the epsilon spent so far beside it."""
         if self._task is not None:
-            speed, spent = f"{progress.examples_per_second:.0f} ex/s", f"epsilon {progress.epsilon:.2f}"
-            note = f"loss {progress.loss:.2f} {speed} {spent}"
+            loss = f"loss {progress.loss:.2f}" if progress.size else "nobody drawn"
+            note = f"{loss} {progress.examples_per_second:.0f} ex/s epsilon {progress.epsilon:.3g}"
             self._progress.update(self._task, completed=progress.step, note=note)
 
 

@@ -137,13 +137,39 @@ def predict(
     output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write; must not exist.")],
     text_column: Annotated[str | None, typer.Option(help="Column of the texts; the run's own if not given.")] = None,
 ) -> None:
-    """Predict labels of new texts through a finished run, under the same mechanism and ledger."""
-    from veiltune.customer.prediction import predict as run_predict
+    """Predict labels of new texts through a finished run.
+
+    A `veiltune train` predicts on this machine; a `veiltune tune` through the vendor, under its mechanism and ledger.
+    """
+    from veiltune.runs import RunFolder
     from veiltune.terminal import TerminalReporter
+
+    if RunFolder(run).kind == "train":
+        from veiltune.dp.prediction import predict_classes
+        from veiltune.models.loading import quiet_libraries
+
+        quiet_libraries()
+        typer.echo(f"{predict_classes(run, source, output, text_column=text_column)} predictions in {output}")
+        return
+    from veiltune.customer.prediction import predict as run_predict
 
     with TerminalReporter() as reporter:
         count = run_predict(run, source, output, text_column=text_column, reporter=reporter)
     typer.echo(f"{count} predictions in {output}; {run / 'privacy.json'} counts their releases")
+
+
+@app.command()
+def merge(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished `veiltune train`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must not exist.")],
+) -> None:
+    """Write a finished run as a plain Hugging Face checkpoint: from_pretrained reads it, without Veiltune."""
+    from veiltune.models.finished import merge_run
+    from veiltune.models.loading import quiet_libraries
+
+    quiet_libraries()
+    merge_run(run, output)
+    typer.echo(f"the model and its tokenizer: {output}")
 
 
 app.command()(forget.unlearn)

@@ -147,14 +147,17 @@ def _parse_value(text: str) -> Any:
 
 def _describe(cls: type[BaseModel], error: ValidationError, file: str, sources: Mapping[str, str]) -> str:
     """One line about the first fault: where it stands, the key, what was expected, what came, what to do."""
-    first = error.errors()[0]
+    errors = error.errors()
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])  # why another is missing
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
-    where = next((source for name, source in sources.items() if f"{name}.".startswith(f"{key}.")), file)
+    overrides = [source for name, source in sources.items() if f"{name}.".startswith(f"{key}.")]
+    where = overrides[0] if len(overrides) == 1 else f"{file} with --set" if overrides else file
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown key {key!r}; {_hint(cls, path)}"
     if first["type"] == "missing":
-        return f"{where}: {key} is missing; add it or pass --set {key}=..."
+        remedy = f"add the section [{key}]" if key in _sections(cls) else f"add it or pass --set {key}=..."
+        return f"{where}: {key} is missing; {remedy}"
     if first["type"] == "value_error":
         return f"{where}: {f'{key} ' if key else ''}{first['ctx']['error']}"
     expected = first["msg"].replace("Input should be", "must be").replace("String should", "must")
@@ -180,6 +183,10 @@ def _dotted_keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
         inner = _section(field.annotation)
         if inner:
             yield from _dotted_keys(inner, f"{prefix}{name}.")
+
+
+def _sections(cls: type[BaseModel]) -> list[str]:
+    return [name for name, field in cls.model_fields.items() if _section(field.annotation)]
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

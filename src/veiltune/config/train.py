@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from veiltune.config.base import Count, Device, NonNegative, Positive, Section
 from veiltune.config.defences import Defences, DefencesSection
 
+_EMPTY = "; an empty value, as in --set train.epochs=, takes a key out"
+
 
 class BaseModelSection(Section):
     """The pretrained model and what it is to learn."""
@@ -71,7 +73,7 @@ class BudgetSection(Section):
         if len(given) != 1:
             raise ValueError(
                 "needs exactly one of epsilon, noise_multiplier, disabled = true, got "
-                f"{', '.join(given) or 'none of them'}"
+                f"{', '.join(given) or 'none of them'}{_EMPTY if len(given) > 1 else ''}"
             )
         if self.disabled and self.delta is not None:
             raise ValueError("has delta, which means nothing without noise; remove it")
@@ -132,7 +134,7 @@ class FineTuningSection(Section):
     def _fits_together(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
             got = "neither" if self.epochs is None else "both"
-            raise ValueError(f"needs exactly one of epochs and steps, got {got}")
+            raise ValueError(f"needs exactly one of epochs and steps, got {got}{_EMPTY if got == 'both' else ''}")
         if self.save_merged and self.method in ("adapter", "compacter"):
             raise ValueError(
                 f"has save_merged, but method {self.method!r} adds layers that a plain model has not; remove it"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,9 +16,10 @@ from veiltune.customer.protection import run_secret, statement
 from veiltune.customer.remote import RemoteJob
 from veiltune.customer.reporting import Reporter
 from veiltune.customer.training import checkpoint_steps
+from veiltune.data.predictions import write_predictions
 from veiltune.data.tables import read_table
 from veiltune.errors import InputError
-from veiltune.runs import RunFolder, atomic_write_bytes, storage_errors
+from veiltune.runs import RunFolder, storage_errors
 
 
 def predict(
@@ -52,7 +51,7 @@ def predict(
         raise InputError(f"{run.path} remembers no job; was its private folder removed?")
     table = read_table(source, text_column=text_column or config.data.text_column, format=config.data.format)
     logits = _predict(config, run, card, table.texts, reporter or Reporter())
-    atomic_write_bytes(output, _as_csv(logits.softmax(dim=-1).tolist(), card.labels).encode())
+    write_predictions(output, logits.softmax(dim=-1).tolist(), card.labels)
     return len(logits)
 
 
@@ -77,13 +76,3 @@ def _predict(config: TuneConfig, run: RunFolder, card: JobCard, texts: Sequence[
         content = statement(config, releaser.privatizer, totals, finished, num_classes=len(card.labels))
         run.write_json("privacy.json", content)
         return logits
-
-
-def _as_csv(probabilities: Sequence[Sequence[float]], labels: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["prediction", "probability"])
-    for row in probabilities:
-        best = max(range(len(row)), key=row.__getitem__)
-        writer.writerow([labels[best], f"{row[best]:.6f}"])
-    return text.getvalue()

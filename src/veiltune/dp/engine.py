@@ -139,6 +139,10 @@ class DPEngine:
                 f"step {step} was taken already: again, it would use the same noise for other gradients; "
                 "a plan's steps are taken once, in order"
             )
+        if self._current > self._finished and any(p.grad is not None for p in self.model.parameters()):
+            raise PrivacyError(
+                f"the gradient of step {self._current} was not used; call the optimizer's step() before the next batch"
+            )
         if trainable_names(self.model).keys() != self._trainable.keys():
             raise PrivacyError("the model's parameters were exchanged; make the engine and the optimizer anew")
         total, size = self._clipped_sum(step)

@@ -73,6 +73,7 @@ from veiltune.errors import InputError
 CLIPPINGS = ("flat", "per_layer", "automatic")
 UNITS = ("example", "person")
 _WEAK_EPSILON, _WEAK_NOISE = 10.0, 0.5
+_MOST_NOISE = 0.1  # times the expected batch size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,6 +306,14 @@ class DPPlan:
                 f"noise_multiplier {self.noise_multiplier:g} is below {_WEAK_NOISE:g}: whoever knows that a unit was "
                 "drawn can often see it in one step; larger batches allow more noise"
             )
+        if self.noise_multiplier > _MOST_NOISE * self.expected_batch_size:
+            lines.append(
+                f"noise_multiplier {self.noise_multiplier:g} drowns an expected batch of {self.expected_batch_size:g}: "
+                "each coordinate of the mean gradient gets more noise than a tenth of what its whole norm can be, and "
+                "little will be learnt; take larger batches, fewer steps or a larger epsilon"
+            )
+        if self.expected_batch_size < 1:
+            lines.append(f"the expected batch of {self.expected_batch_size:g} is below one {self.unit}: most are empty")
         return lines
 
     def describe(self) -> dict[str, str]:
@@ -321,7 +330,7 @@ class DPPlan:
             f"sums of sensitivity {self.sensitivity:g}"
             if self.private
             else "none",
-            **(_SCOPE if self.private else {}),
+            **(_scope(self.unit) if self.private else {}),
         }
 
     def _claim(self) -> str:
@@ -366,11 +375,13 @@ class DPPlan:
         return [f"{name}: {mine[name]} in the run, {theirs[name]} now" for name in mine if mine[name] != theirs[name]]
 
 
-_SCOPE = {
-    "covers": "every checkpoint, the final model and whatever it writes, against anyone without the run's key",
-    "does not cover": "the trainer, who sees the texts; training losses, gradient norms and evaluation figures; "
-    "choices made by them; time and memory of a step; several units of one person",
-}
+def _scope(unit: str) -> dict[str, str]:
+    several = "several examples of one person" if unit == "example" else "a person under several names"
+    return {
+        "covers": "every checkpoint, the final model and whatever it writes, against anyone without the run's key",
+        "does not cover": "the trainer, who sees the texts; training losses, gradient norms and evaluation figures; "
+        f"choices made by them; time and memory of a step; {several}",
+    }
 
 
 def default_delta(num_units: int) -> float:
@@ -383,8 +394,8 @@ def _schedule(num_units: int, expected_batch_size: float, steps: int | None, epo
     positive_int(num_units=num_units)
     if positive(expected_batch_size=expected_batch_size) > num_units:
         raise InputError(
-            f"expected_batch_size must be at most the number of units, {num_units}, got {expected_batch_size:g}: the "
-            "table is smaller than a batch; take a smaller batch or more data"
+            f"the expected batch size must be at most the number of units, {num_units}, got {expected_batch_size:g}: "
+            "the table is smaller than a batch; lower batch_size or take more data"
         )
     if (steps is None) == (epochs is None):
         raise InputError(f"give exactly one of steps and epochs, got steps={steps!r}, epochs={epochs!r}")

@@ -69,7 +69,8 @@ def description(config: TrainConfig, plan: DPPlan) -> dict[str, str]:
     """`DPPlan.describe`, but for a run whose noise is seeded, which has no claim."""
     if config.noise_seed is None or not plan.private:
         return plan.describe()
-    return plan.describe() | {"claim": "no privacy: noise_seed is set, and whoever knows it can remove the noise"}
+    lines = {name: line for name, line in plan.describe().items() if name != "covers"}
+    return lines | {"claim": "no privacy: noise_seed is set, and whoever knows it can remove the noise"}
 
 
 def run_warnings(config: TrainConfig, plan: DPPlan) -> list[str]:

@@ -24,7 +24,7 @@ from veiltune.dp.masking import goldfish
 from veiltune.errors import UnsupportedModelError
 from veiltune.models.adapters import attach_peft
 from veiltune.models.families import family_of, longest_sequence
-from veiltune.models.loading import BaseModel, classifier_model, load_base
+from veiltune.models.loading import BaseModel, classifier_model, load_base, name_classes, pad_id_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def prepare(config: TrainConfig, tables: TrainingTables, *, key: bytes, notes: S
         train=_with_gaps(config, encoded["training"].examples, key),
         eval=encoded["evaluation"].examples,
         loss=classification_losses if config.model.task == "classification" else causal_lm_losses,
-        collate=partial(collate, pad_id=_pad_id(base)),
+        collate=partial(collate, pad_id=pad_id_of(base)),
         notes=[*notes, *(f"{name} table: {len(rows)} examples; {rows.note()}" for name, rows in encoded.items())],
     )
 
@@ -103,12 +103,6 @@ def remove_dropout(model: nn.Module) -> None:
         for name, value in vars(module).items():
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-def _pad_id(base: BaseModel) -> int:
-    """What stands on padding: it is masked, so any token will do."""
-    known = (base.tokenizer.pad_token_id, base.model.config.pad_token_id, base.tokenizer.eos_token_id, 0)
-    return next(int(token) for token in known if token is not None)
 
 
 def _parts(tables: TrainingTables) -> list[tuple[str, Labelled | Prompted]]:
@@ -161,9 +155,7 @@ def _model(config: TrainConfig, base: BaseModel, labels: LabelSet | None) -> Pre
     model.to(dtype=torch.float32)  # type: ignore[call-arg]  # transformers wraps `to`
     if labels is not None:
         model = classifier_model(base, num_labels=len(labels), seed=train.seed)
-        model.config.id2label = dict(enumerate(labels.names))
-        model.config.label2id = {name: number for number, name in enumerate(labels.names)}
-        model.config.pad_token_id = _pad_id(base)  # by which decoders find the last token of a text
+        name_classes(model, labels.names, pad_id=pad_id_of(base))
     model.to(train.device)  # type: ignore[arg-type]
     attach_peft(
         model,

@@ -38,13 +38,20 @@ def statement(config: TrainConfig, plan: DPPlan, *, steps_taken: int) -> dict[st
         "neighbours": f"one {plan.unit} added or removed",
         "steps_taken": steps_taken,
         "epsilon_of_steps_taken": math.inf if config.noise_seed is not None else plan.epsilon_after(steps_taken),
-        "covered": "adapter/ and merged/" if plan.private and config.noise_seed is None else "nothing",
-        "not_covered": _NOT_COVERED,
+        "covered": _covered(config) if plan.private and config.noise_seed is None else "nothing",
+        "not_covered": {
+            name: why for name, why in _NOT_COVERED.items() if name != "tensorboard/" or config.report.tensorboard
+        },
         "randomness": randomness(config),
         "warnings": run_warnings(config, plan),
         "statement": description(config, plan),
         "plan": plan.to_dict(),
     }
+
+
+def _covered(config: TrainConfig) -> str:
+    merged = " and merged/" if config.train.save_merged else ""
+    return f"adapter/{merged}, and whatever is made from them alone"
 
 
 def claimed_epsilon(config: TrainConfig, plan: DPPlan) -> float:

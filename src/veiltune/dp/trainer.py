@@ -60,7 +60,7 @@ class DPTrainer(Trainer):
         trainer.train()
 
     Of the arguments, ``per_device_train_batch_size`` is how many examples are differentiated at once (memory, not the
-    result), ``max_steps`` and ``num_train_epochs`` are the plan's, ``max_grad_norm`` is not applied a second time, and
+    result), ``max_steps``, ``num_train_epochs`` and ``max_grad_norm`` are the plan's (others are refused), and
     logs have ``epsilon``, what has been spent so far. Under torchrun each process takes a share of each logical batch
     and the noise is drawn once.
 
@@ -100,6 +100,7 @@ class DPTrainer(Trainer):
         if isinstance(table, IterableDataset) or not (hasattr(table, "__len__") and hasattr(table, "__getitem__")):
             raise InputError("DPTrainer needs a train_dataset with a length: Poisson sampling draws from the whole")
         _check_arguments(args, options)
+        _check_schedule(args, plan)
         if loss is None and type(self).compute_loss is not Trainer.compute_loss:
             raise InputError("DPTrainer does not call compute_loss in training; pass loss=, with one loss a row")
         if (persons is not None) != (plan.unit == "person"):
@@ -309,6 +310,18 @@ def _check_arguments(args: TrainingArguments, options: dict[str, Any]) -> None:
     for wrong, name, remedy in refused:
         if wrong:
             raise InputError(f"DPTrainer does not take {name}; {remedy}")
+
+
+def _check_schedule(args: TrainingArguments, plan: DPPlan) -> None:
+    """What the plan has fixed may be left at Hugging Face's default or repeated, but not contradicted."""
+    for name, default, planned in (
+        ("max_steps", -1, plan.steps),
+        ("num_train_epochs", 3.0, plan.epochs),
+        ("max_grad_norm", 1.0, plan.clip_norm),
+    ):
+        value = getattr(args, name)
+        if value not in (default, planned, 0.0 if name == "max_grad_norm" else planned):
+            raise InputError(f"DPTrainer does not take {name} = {value:g}: the plan says {planned:g}; leave it out")
 
 
 def _loss_for(model: nn.Module) -> LossFn:

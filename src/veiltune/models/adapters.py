@@ -100,7 +100,7 @@ def attach_peft(
     """
     model, first_block = _open(part)
     if plan_of(model):
-        raise InputError("PEFT is attached to this part already; split the model anew")
+        raise InputError("PEFT is attached to this model already; load or split it anew")
     family = family_of(model.config)
     if not pooler and (method == "full" or task_head(model) == task_head(model, pooler=False)):
         raise InputError("pooler = false is for BERT's classifier, by any method but 'full'; remove it")

@@ -9,8 +9,9 @@ import torch
 from veiltune.config import TrainConfig, load_config
 from veiltune.errors import InputError
 from veiltune.models.adapters import load_adapter
-from veiltune.models.loading import BaseModel, load_base, weights_digest
-from veiltune.runs import RunFolder
+from veiltune.models.loading import BaseModel, classifier_model, load_base, name_classes, pad_id_of, weights_digest
+from veiltune.models.merging import merged_model
+from veiltune.runs import RunFolder, new_folder, storage_errors
 
 
 def run_of(name: str | Path) -> tuple[RunFolder, TrainConfig] | None:
@@ -28,17 +29,61 @@ def run_of(name: str | Path) -> tuple[RunFolder, TrainConfig] | None:
     return run, config
 
 
+def load_run(folder: str | Path) -> BaseModel:
+    """Loads what a finished `veiltune train` made, to go on with in Python.
+
+    Args:
+        folder: Of the run.
+
+    Returns:
+        The model in float32 and eval mode with its adapter attached (`merged_model` makes a plain one of it; a
+        classifier's ``config.id2label`` has the classes), its tokenizer, and a digest of its weights.
+
+    Raises:
+        InputError: If it is not the folder of a finished run, or the base or the adapter cannot be had.
+    """
+    run = run_of(folder)
+    if run is None:
+        raise InputError(f"{folder} is not the folder of a finished `veiltune train`: it has no config.toml")
+    return fine_tuned(*run)
+
+
 def fine_tuned(run: RunFolder, config: TrainConfig) -> BaseModel:
-    """The run's model in float32, with its adapter attached (and trainable), its tokenizer and a digest of its weights.
+    """A finished run as `run_of` gives it, loaded; see `load_run`.
 
     Raises:
         InputError: If the base or the adapter cannot be had.
     """
     base = load_base(config.model.name)
     base.model.to(dtype=torch.float32)  # type: ignore[call-arg]  # transformers wraps `to`
-    load_adapter(base.model, run.path / "adapter")
-    digest = weights_digest(base.model.state_dict())
-    return BaseModel(model=base.model, tokenizer=base.tokenizer, name=str(run.path), digest=digest)
+    model, classes = base.model, run.read_json("summary.json")["labels"]
+    if classes:
+        model = classifier_model(base, num_labels=len(classes), seed=0)
+        name_classes(model, classes, pad_id=pad_id_of(base))
+    load_adapter(model, run.path / "adapter")
+    digest = weights_digest(model.state_dict())
+    return BaseModel(model=model, tokenizer=base.tokenizer, name=str(run.path), digest=digest)
+
+
+def merge_run(folder: str | Path, output: Path) -> None:
+    """Writes a finished run as a plain Hugging Face checkpoint with its tokenizer; nothing new is given away by it.
+
+    Args:
+        folder: Of the run.
+        output: A new folder; there whole, or not at all.
+
+    Raises:
+        InputError: If `output` exists, the run is none or not finished, or its method adds layers that a plain model
+            does not have.
+        StorageError: If it cannot be written.
+    """
+    if output.exists():
+        raise InputError(f"{output} exists; name a new folder for the merged model")
+    found = load_run(folder)
+    plain = merged_model(found.model)
+    with storage_errors(output), new_folder(output) as part:
+        plain.save_pretrained(part)
+        found.tokenizer.save_pretrained(part)
 
 
 def check_causal(found: BaseModel) -> None:

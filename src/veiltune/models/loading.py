@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -127,6 +127,19 @@ def classifier_model(base: BaseModel, *, num_labels: int, seed: int) -> PreTrain
     model.config = config
     model.train(False)
     return model
+
+
+def name_classes(model: PreTrainedModel, names: Sequence[str], *, pad_id: int) -> None:
+    """Writes into a classifier's configuration what each logit stands for, and the padding (decoders need it)."""
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: number for number, name in enumerate(names)}
+    model.config.pad_token_id = pad_id
+
+
+def pad_id_of(base: BaseModel) -> int:
+    """What stands on padding: it is masked, so any token will do."""
+    known = (base.tokenizer.pad_token_id, base.model.config.pad_token_id, base.tokenizer.eos_token_id, 0)
+    return next(int(token) for token in known if token is not None)
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
