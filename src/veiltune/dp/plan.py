@@ -68,12 +68,11 @@ from veiltune._validate import in_range, one_of, positive, positive_int, refusal
 from veiltune.csprng import SecureGenerator
 from veiltune.dp import accounting
 from veiltune.dp.sampling import PoissonSampler, probability, whole
+from veiltune.dp.weaknesses import weaknesses
 from veiltune.errors import InputError
 
 CLIPPINGS = ("flat", "per_layer", "automatic")
 UNITS = ("example", "person")
-_WEAK_EPSILON, _WEAK_NOISE = 10.0, 0.5
-_MOST_NOISE = 0.1  # times the expected batch size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,33 +287,7 @@ class DPPlan:
 
     def warnings(self) -> list[str]:
         """What makes this a weak claim, one line each; empty for a run without privacy, which claims nothing."""
-        if not self.private:
-            return []
-        lines = []
-        if self.delta >= 1 / self.num_units:
-            lines.append(
-                f"delta {self.delta:g} is not below 1/{self.num_units}: a mechanism that publishes one {self.unit} "
-                "at random has such a delta; choose one at least ten times smaller"
-            )
-        if self.claimed_epsilon > _WEAK_EPSILON:
-            lines.append(
-                f"claimed epsilon {self.claimed_epsilon:.3g} is above {_WEAK_EPSILON:g}: the guarantee alone excludes "
-                "hardly any attack; add noise, take fewer steps or smaller batches, and audit the run"
-            )
-        if self.noise_multiplier < _WEAK_NOISE:
-            lines.append(
-                f"noise_multiplier {self.noise_multiplier:g} is below {_WEAK_NOISE:g}: whoever knows that a unit was "
-                "drawn can often see it in one step; larger batches allow more noise"
-            )
-        if self.noise_multiplier > _MOST_NOISE * self.expected_batch_size:
-            lines.append(
-                f"noise_multiplier {self.noise_multiplier:g} drowns an expected batch of {self.expected_batch_size:g}: "
-                "each coordinate of the mean gradient gets more noise than a tenth of what its whole norm can be, and "
-                "little will be learnt; take larger batches, fewer steps or a larger epsilon"
-            )
-        if self.expected_batch_size < 1:
-            lines.append(f"the expected batch of {self.expected_batch_size:g} is below one {self.unit}: most are empty")
-        return lines
+        return weaknesses(self)
 
     def describe(self) -> dict[str, str]:
         """The whole claim, an ordered line for each of its parts."""
