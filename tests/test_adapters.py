@@ -278,7 +278,7 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="phm_dim must be a divisor of the model's hidden size 32, got 3"):
         attach_peft(top, method="compacter", seed=0, phm_dim=3, adapter_size=6)
     attach_peft(top, method="lora", seed=0)
-    with pytest.raises(InputError, match="attached to this part already"):
+    with pytest.raises(InputError, match="attached to this model already"):
         attach_peft(top, method="none", seed=0)
 
 
