@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +24,6 @@ def predict_classes(
     output: Path,
     *,
     text_column: str | None = None,
-    progress: Callable[[int], None] = lambda done: None,
 ) -> int:
     """Writes the predicted class and its probability for every text of a table.
 
@@ -34,7 +32,6 @@ def predict_classes(
         source: A table as for `veiltune train`, without labels.
         output: CSV to write, columns `prediction` and `probability`, in the order of the input. Must not exist.
         text_column: Where the texts are; the run's own column name if None.
-        progress: Told how many are done.
 
     Returns:
         The number of predictions.
@@ -68,7 +65,6 @@ def predict_classes(
             batch = pad([encoded[row] for row in chosen])
             del batch["labels"]
             rows |= zip(chosen, found.model(**batch).logits.softmax(-1), strict=True)
-            progress(len(rows))
     classes = run[0].read_json("summary.json")["labels"]
     write_predictions(output, [rows[row].tolist() for row in range(len(texts))], classes)
     return len(texts)
