@@ -114,6 +114,14 @@ def test_refusals(finished: TrainConfig, tmp_path: Path, tiny_folder: Path) -> N
     assert not (tmp_path / "merged").exists()
 
 
+def test_another_base_is_refused(tmp_path: Path, tiny_folder: Path, tiny_model: Callable[..., PreTrainedModel]) -> None:
+    config = classification_config(tmp_path, tiny_folder, train={"steps": 1})
+    train(config)
+    tiny_model("bert", "base", seed=5).save_pretrained(tiny_folder)
+    with pytest.raises(InputError, match="is not the one that .* began with"):
+        load_run(config.run)
+
+
 def test_a_new_folder_is_whole_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "a" / "new") as part:
         (part / "file").write_text("x")

@@ -52,11 +52,14 @@ def fine_tuned(run: RunFolder, config: TrainConfig) -> BaseModel:
     """A finished run as `run_of` gives it, loaded; see `load_run`.
 
     Raises:
-        InputError: If the base or the adapter cannot be had.
+        InputError: If the base or the adapter cannot be had, or the base has changed since.
     """
     base = load_base(config.model.name)
     base.model.to(dtype=torch.float32)  # type: ignore[call-arg]  # transformers wraps `to`
-    model, classes = base.model, run.read_json("summary.json")["labels"]
+    summary = run.read_json("summary.json")
+    if base.digest != summary["model_digest"]:
+        raise InputError(f"the base model {config.model.name!r} is not the one that {run.path} began with; restore it")
+    model, classes = base.model, summary["labels"]
     if classes:
         model = classifier_model(base, num_labels=len(classes), seed=0)
         name_classes(model, classes, pad_id=pad_id_of(base))
