@@ -118,7 +118,7 @@ def test_another_base_is_refused(tmp_path: Path, tiny_folder: Path, tiny_model: 
     config = classification_config(tmp_path, tiny_folder, train={"steps": 1})
     train(config)
     tiny_model("bert", "base", seed=5).save_pretrained(tiny_folder)
-    with pytest.raises(InputError, match="is not the one that .* began with"):
+    with pytest.raises(InputError, match=r"is not the one that .* began with"):
         load_run(config.run)
 
 
