@@ -9,7 +9,7 @@ from veiltune.dp.clipping import ClippedSum
 from veiltune.errors import InputError
 from veiltune.randomness import Generator, SecureGenerator, normal
 
-_CHUNK = 2**20
+_CHUNK = 2**16
 
 
 def noisy_mean(

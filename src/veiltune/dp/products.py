@@ -1,0 +1,81 @@
+"""Products of factors in float32, whatever the factors' dtype, without a float32 copy of any whole factor.
+
+A head's factor has tokens x vocabulary entries: in bfloat16 a copy of it in float32 takes longer than the product that
+it is made for. So factors of lower precision are converted a slab of columns at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+#: Columns that are converted at once: a slab of 512 positions is 4 MB.
+_SLAB = 2048
+
+
+def gram(one: Tensor, other: Tensor) -> Tensor:
+    """Inner products of vectors: (U, L, d) and (U, L', d) to (U, L, L'), summed in float32.
+
+    Entries of bfloat16 factors are multiplied exactly, and no result is rounded to bfloat16.
+    """
+    if one.dtype == other.dtype == torch.float32:
+        return one @ other.transpose(1, 2)
+    total = one.new_zeros(one.shape[0], one.shape[1], other.shape[1], dtype=torch.float32)
+    with _bfloat16_products(one, other):
+        if one is other:
+            for _, slab in _slabs(one):
+                total.baddbmm_(slab, slab.transpose(1, 2))
+        else:
+            for (_, left), (_, right) in zip(_slabs(one), _slabs(other), strict=True):
+                total.baddbmm_(left, right.transpose(1, 2))
+    return total
+
+
+def norms(values: Tensor) -> Tensor:
+    """L2 norms over the last dimension, in float32."""
+    squares = values.new_zeros(values.shape[:-1], dtype=torch.float32)
+    if values.dtype == torch.float32:
+        torch.linalg.vector_norm(values, dim=-1, out=squares)
+        return squares
+    for _, slab in _slabs(values):
+        squares += slab.square_().sum(-1)
+    return squares.sqrt_()
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Adds left.T @ right to `total` (p, d) in place: left (N, p), right (N, d)."""
+    if left.dtype == right.dtype == torch.float32:
+        total.addmm_(left.t(), right)
+    elif left.shape[1] < right.shape[1]:
+        add_product(total.t(), right, left)
+    else:
+        right = right.float()
+        for rows, slab in _slabs(left):
+            total[rows].addmm_(slab.t(), right)
+
+
+def _slabs(values: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Some columns at a time and the values there in float32, in memory that the next ones take over."""
+    size = values.shape[-1]
+    memory = values.new_empty(*values.shape[:-1], min(size, _SLAB), dtype=torch.float32)
+    for start in range(0, size, _SLAB):
+        columns = slice(start, min(start + _SLAB, size))
+        slab = memory[..., : columns.stop - start]
+        yield columns, slab.copy_(values[..., columns])
+
+
+@contextmanager
+def _bfloat16_products(one: Tensor, other: Tensor) -> Iterator[None]:
+    """Lets a CPU multiply float32 factors as bfloat16, which rounds nothing where they came from bfloat16."""
+    settings = cast(Any, torch.backends.mkldnn).matmul
+    before = settings.fp32_precision
+    if one.dtype == other.dtype == torch.bfloat16:
+        settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before

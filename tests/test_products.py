@@ -1,0 +1,85 @@
+"""Products of factors: exact on bfloat16 entries, in float32, and a margin that covers what rounding takes away."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from veiltune.dp import products
+from veiltune.dp.products import add_product, gram, norms
+from veiltune.dp.record import Outer, Record
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def factor(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
+    """Normal entries."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.fixture(autouse=True)
+def narrow_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several slabs, the last of them a partial one."""
+    monkeypatch.setattr(products, "_SLAB", 7)
+
+
+@pytest.mark.parametrize("one", DTYPES)
+@pytest.mark.parametrize("other", DTYPES)
+def test_grams_and_sums_equal_those_in_float64(one: torch.dtype, other: torch.dtype) -> None:
+    """A product that was rounded to bfloat16 would be off by 4e-3."""
+    left, right = factor(3, 5, 40, dtype=one, seed=0), factor(3, 6, 40, dtype=other, seed=1)
+    torch.testing.assert_close(
+        gram(left, right).double(), left.double() @ right.double().transpose(1, 2), rtol=0, atol=2e-5
+    )
+    tall, wide = factor(20, 9, dtype=one, seed=2), factor(20, 33, dtype=other, seed=3)
+    for first, second in ((tall, wide), (wide, tall)):
+        total = torch.ones(first.shape[1], second.shape[1])
+        add_product(total, first, second)
+        torch.testing.assert_close(total.double(), 1 + first.double().t() @ second.double(), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_factor_with_itself_and_its_norms(dtype: torch.dtype) -> None:
+    """The diagonal of a Gram matrix holds the squared norms."""
+    values = factor(2, 5, 40, dtype=dtype, seed=4)
+    found = gram(values, values)
+    torch.testing.assert_close(found, found.transpose(1, 2))
+    torch.testing.assert_close(found.diagonal(dim1=1, dim2=2).sqrt(), norms(values))
+    torch.testing.assert_close(norms(values).double(), values.double().norm(dim=-1))
+
+
+def test_the_process_keeps_its_precision() -> None:
+    """Other float32 products of the process are computed as before, after a failure too."""
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = settings.fp32_precision
+    values = factor(1, 4, 8, dtype=torch.bfloat16, seed=5)
+    gram(values, values)
+    assert settings.fp32_precision == before
+    with pytest.raises(RuntimeError):
+        gram(values, factor(2, 4, 8, dtype=torch.bfloat16, seed=6))
+    assert settings.fp32_precision == before
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize("positions", [2, 4, 8, 32])
+def test_norms_never_fall_short_where_positions_cancel(
+    dtype: torch.dtype, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Positions that pull in opposite ways leave little more than rounding, which the margin covers."""
+    monkeypatch.undo()
+    short = 0
+    for seed, (outputs, inputs) in enumerate([(64, 64), (384, 1536), (64, 30000), (2000, 384)] * 4):
+        left = factor(1, 1, outputs, dtype=dtype, seed=seed).repeat(1, positions, 1)
+        left[:, 1::2] *= -1
+        same = factor(1, 1, inputs, dtype=torch.float32, seed=100 + seed).repeat(1, positions, 1)
+        right = (same * (1 + 1e-2 * factor(1, positions, inputs, dtype=torch.float32, seed=200 + seed))).to(dtype)
+        exact = float(Outer(left.double(), right.double()).dense().square().sum())
+        record = Record(1)
+        monkeypatch.setattr("veiltune.dp.record.MACHINE_BALANCE", 10**12)
+        record.add_product("weight", left, right)
+        found = float(record.squared_norms()["weight"])
+        bare = float((gram(left, left) * gram(right, right)).sum())
+        assert exact <= found <= exact + 2e-6 * float(Outer(left, right).lengths()) ** 2
+        short += bare < exact
+    assert short  # without the margin some would
