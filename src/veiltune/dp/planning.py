@@ -60,6 +60,7 @@ def dry_run(config: TrainConfig) -> dict[str, str]:
     return lines | {
         "training": f"{train.method} on {config.model.name} for {config.model.task}, learning_rate "
         f"{train.learning_rate:g} ({train.schedule}), {train.precision} on {train.device}",
+        "length": f"at most {config.data.max_length} tokens an example; the run says how many are longer and cut",
         "randomness": randomness(config),
         "run folder": config.run,
     }

@@ -128,7 +128,7 @@ class _Asked:
         self, engine: Engine, tokenizer: Any, door: Door, name: str, max_prompts: int, max_new_tokens: int
     ) -> None:
         self._engine, self._tokenizer, self._door, self._name = engine, tokenizer, door, name
-        self._max_prompts, self._max_new = max_prompts, max_new_tokens
+        self._max_prompts, self._max_new = max_prompts, min(max_new_tokens, engine.context)
         eos = getattr(tokenizer, "eos_token_id", None)
         self._end = frozenset() if eos is None else frozenset({int(eos)})
 

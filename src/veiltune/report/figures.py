@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from pathlib import PurePath
 
 from veiltune.attacks.result import AttackResult
 from veiltune.audit.record import Estimate, Rate
@@ -90,6 +91,16 @@ def label_of(text: str, longest: int = 60) -> str:
     """
     shown = printable(text)
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+
+
+def model_label(name: str, longest: int = 60) -> str:
+    """A model as its user named it, an absolute path by its last part, since pages are passed on.
+
+    >>> model_label("/home/ada/models/gpt2"), model_label("HuggingFaceTB/SmolLM2-135M")
+    ('gpt2', 'HuggingFaceTB/SmolLM2-135M')
+    """
+    path = PurePath(name)
+    return label_of(path.name if path.is_absolute() else name, longest)
 
 
 def utility_interval(utility: float, examples: int) -> Estimate:

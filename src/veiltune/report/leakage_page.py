@@ -14,7 +14,7 @@ from markupsafe import Markup
 import veiltune
 from veiltune.audit.leakage import ExtractionRate, MembershipAttack
 from veiltune.report import leakage_figures, leakage_plots, leakage_rows, leakage_words, words
-from veiltune.report.figures import label_of
+from veiltune.report.figures import label_of, model_label
 from veiltune.report.leakage_gaps import FPRS, Gap, gaps
 from veiltune.report.leakage_lifecycle import lifecycle
 from veiltune.report.leakage_sources import LeakedSample, ModelRun
@@ -130,9 +130,9 @@ class ModelPage:
         record = self.run.record
         sizes = record.sizes
         return [
-            ("model", label_of(record.model, 200)),
+            ("model", model_label(record.model, 200)),
             ("digest of the model", label_of(record.model_digest, 80)),
-            ("base model", label_of(record.base, 200) if record.base else "none was named"),
+            ("base model", model_label(record.base, 200) if record.base else "none was named"),
             ("digest of the manifest", label_of(record.manifest_digest, 80)),
             ("answers", "whole next-token vectors" if record.full_vectors else "the likeliest tokens only"),
             ("preset", label_of(record.preset)),

@@ -226,6 +226,7 @@ def _environment() -> Environment:
         "rate": figures.rate_with_interval,
         "estimate": figures.estimate_with_interval,
         "label": figures.label_of,
+        "model_label": figures.model_label,
         "headline": words.headline,
         "actions": words.actions,
         "dominated": words.is_dominated,
