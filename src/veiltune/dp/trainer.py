@@ -278,7 +278,7 @@ class DPTrainer(Trainer):
 
 
 class _FinishStep(TrainerCallback):
-    """Tells the engine that the optimizer has stepped."""
+    """Tells the engine that the optimizer has stepped, and the state how many passes the plan's steps come to."""
 
     def __init__(self, trainer: DPTrainer) -> None:
         self._trainer = trainer
@@ -287,6 +287,11 @@ class _FinishStep(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: Any
     ) -> None:
         self._trainer.engine.finish_step()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: Any
+    ) -> None:
+        state.epoch = state.global_step * self._trainer.plan.sampling_prob
 
 
 def _check_arguments(args: TrainingArguments, options: dict[str, Any]) -> None:
