@@ -98,6 +98,13 @@ def test_stopped_early_it_says_what_the_steps_taken_spent(tmp_path: Path) -> Non
     assert result.metrics["epsilon"] == plan().epsilon_after(2) < plan().claimed_epsilon
 
 
+def test_samples_per_second_count_logical_batches(tmp_path: Path) -> None:
+    """Not the four rows that are differentiated at once."""
+    metrics = trainer(tmp_path).train().metrics
+    rows = metrics["train_samples_per_second"] / metrics["train_steps_per_second"]
+    assert rows == pytest.approx(12, rel=0.1)
+
+
 def test_a_plan_without_privacy_logs_no_epsilon(tmp_path: Path) -> None:
     free = DPPlan.without_privacy(num_units=60, expected_batch_size=12, steps=2)
     run = trainer(tmp_path, plan=free)

@@ -130,6 +130,10 @@ class DPTrainer(Trainer):
         steps: Any = [{"step": number} for number in range(max(1, round(1 / self.plan.sampling_prob)))]
         return DataLoader(steps, batch_size=1, generator=torch.Generator())  # leaves dropout's generator alone
 
+    def get_total_train_batch_size(self, args: TrainingArguments) -> int:
+        """The plan's expected size, from which Hugging Face computes samples per second."""
+        return max(1, round(self.plan.expected_batch_size))
+
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: the Trainer does not see what a step computes on."""
         return 0
