@@ -47,4 +47,4 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     refused = CliRunner().invoke(app, ["guard", "serve", "anything"])
-    assert isinstance(refused.exception, InputError) and "veiltune[guard]" in str(refused.exception)
+    assert isinstance(refused.exception, InputError) and "pip install '.[guard]'" in str(refused.exception)

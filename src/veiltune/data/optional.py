@@ -14,7 +14,7 @@ def need(module: str, what: str, *, extra: str = "scrub") -> Any:
     >>> need("no_such_package", "wonders")
     Traceback (most recent call last):
         ...
-    veiltune.errors.InputError: wonders need no_such_package: pip install 'veiltune[scrub]'
+    veiltune.errors.InputError: wonders need no_such_package: pip install '.[scrub]' in veiltune's checkout
 
     Args:
         module: Its name.
@@ -27,4 +27,4 @@ def need(module: str, what: str, *, extra: str = "scrub") -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise InputError(f"{what} need {module}: pip install 'veiltune[{extra}]'") from None
+        raise InputError(f"{what} need {module}: pip install '.[{extra}]' in veiltune's checkout") from None
