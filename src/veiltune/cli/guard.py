@@ -11,7 +11,7 @@ from veiltune.errors import InputError
 
 guard_app = typer.Typer(no_args_is_help=True, help="A black-box API that protects what it was trained on.")
 
-_EXTRA = "pip install '.[guard]' in its checkout"
+_EXTRA = "pip install '.[guard]' in a checkout of veiltune"
 
 
 @guard_app.command()
