@@ -168,8 +168,8 @@ def guard_file(stage: str, run: Path, corpus: Path) -> Path | None:
 
 def shown(record: LeakageRecord) -> dict[str, Any]:
     values = figures(record)
-    names = ("auc", "auc_lower", "auc_upper", "tpr_at_1_percent", "recall", "excess_recall", "excess_recall_upper")
-    names += ("audited_epsilon", "claimed_epsilon", "perplexity")
+    names = ("auc", "auc_lower", "auc_upper", "tpr_at_1_percent", "recall", "excess_recall")
+    names += ("excess_recall_lower", "excess_recall_upper", "audited_epsilon", "claimed_epsilon", "perplexity")
     precision = record.extraction.overall_precision
     return {name: values[name] for name in names} | {
         "precision": precision.value if precision else None,
@@ -182,15 +182,13 @@ def shown(record: LeakageRecord) -> dict[str, Any]:
 def summarised(
     stage: str, rows: list[dict[str, Any]], none: list[dict[str, Any]], costs: dict[str, Any]
 ) -> dict[str, Any]:
-    """Means over seeds of figures, the worst of limits, and every seed."""
-    first = rows[0]
+    """Means over seeds, limits of the means, and every seed."""
     found: dict[str, Any] = {}
-    for name, value in first.items():
+    for name, value in rows[0].items():
         values = [row[name] for row in rows if isinstance(row[name], int | float)]
-        if isinstance(value, int | float) and values:
-            found[name] = max(values) if name.endswith("_upper") else sum(values) / len(values)
-        else:
-            found[name] = value
+        found[name] = sum(values) / len(values) if len(values) == len(rows) else value
+    for name in ("auc", "excess_recall"):
+        found[f"{name}_lower"], found[f"{name}_upper"] = limits_of_mean(rows, name)
     ratios = [row["perplexity"] / other["perplexity"] for row, other in zip(rows, none, strict=False)] or [math.nan]
     kind = "dp" if stage == "dp" else "free"
     return found | {
@@ -200,6 +198,17 @@ def summarised(
         "inference_overhead_upper": costs["inference"]["overhead_upper"] if stage in GUARDED else 0.0,
         "by_seed": rows,
     }
+
+
+def limits_of_mean(rows: list[dict[str, Any]], name: str) -> tuple[float, float]:
+    """95 % limits of the mean over seeds, each of which has limits of its own and persons of its own.
+
+    Source: MOVER, Zou and Donner 2008, "Construction of confidence limits about effect measures".
+    """
+    mean = sum(row[name] for row in rows) / len(rows)
+    below = math.hypot(*(row[name] - row[f"{name}_lower"] for row in rows)) / len(rows)
+    above = math.hypot(*(row[f"{name}_upper"] - row[name] for row in rows)) / len(rows)
+    return mean - below, mean + above
 
 
 def step_costs(*, rounds: int) -> dict[str, Any]:
