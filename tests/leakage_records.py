@@ -314,7 +314,8 @@ def write_hostile_model(folder: Path) -> Path:
         rows.rates[2].model_copy(update={"type": HOSTILE}),
     )
     named = {
-        name: HOSTILE for name in ("model", "base", "manifest_digest", "model_digest", "preset", "created", "veiltune")
+        name: HOSTILE
+        for name in ("model", "base", "manifest_digest", "model_digest", "preset", "created", "veiltune", "guard")
     }
     record = leakage(
         membership=found.model_copy(update={"attacks": (spoilt, failed, *found.attacks), "strongest": HOSTILE}),

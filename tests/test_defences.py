@@ -197,10 +197,9 @@ def plain_config(folder: Path, **sections: Any) -> TrainConfig:
         lines = [{"text": text, "person": str(number)} for number, text in enumerate(letters(24))]
         table.write_text("".join(json.dumps(line) + "\n" for line in lines))
     data = {"train": str(table), "eval": str(table), "format": "jsonl", "prompt_column": "", "target_column": "text"}
+    data |= {"person_column": "person", "max_length": 60} | sections.pop("data", {})
     privacy = sections.pop("privacy", {"disabled": True, "noise_multiplier": None})
-    return generation_config(
-        folder, data=data | {"person_column": "person", "max_length": 60}, privacy=privacy, **sections
-    )
+    return generation_config(folder, data=data, privacy=privacy, **sections)
 
 
 def test_a_standard_run_learns_no_personal_data_and_says_what_it_did(tmp_path: Path) -> None:
@@ -245,6 +244,13 @@ def test_a_private_run_takes_the_preset_for_it(tmp_path: Path) -> None:
     summary = train(config)
     assert summary["unit"] == "person"
     assert "[EMAIL]" in (RunFolder(config.run).private / "data/scrubbed/rows.jsonl").read_text()
+
+
+def test_a_preset_without_persons_says_that_it_caps_nobody(tmp_path: Path) -> None:
+    told = dry_run(plain_config(tmp_path, defences={"preset": "light"}))
+    assert "at most 8 rows a person" in told["defences"] and not any("caps" in line for line in told.values())
+    told = dry_run(plain_config(tmp_path, defences={"preset": "light"}, data={"person_column": ""}))
+    assert "a person" not in told["defences"] and "caps a person's rows, and no data.person_column" in told["warning 1"]
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,11 @@ def test_a_refusal_says_what_a_field_takes(port: int, change: dict[str, Any], me
     assert ask(port, "/v1/completions", {"prompt": "Ann"} | change)[2]["error"]["message"] == message
 
 
+def test_an_empty_list_of_prompts_is_refused_in_our_words(port: int) -> None:
+    message = ask(port, "/v1/next-token", {"prompt_ids": []})[2]["error"]["message"]
+    assert message == "prompt_ids must have at least 1 item after validation, not 0"
+
+
 def test_other_addresses_methods_and_kinds_of_body(port: int) -> None:
     assert ask(port, "/v1/Zanzibar", {})[0] == 404
     assert ask(port, "/v1/next-token")[0] == 405
@@ -242,6 +247,42 @@ def test_keys(tmp_path: Path) -> None:
     file.write_text('{"name": "x"}\n')
     with pytest.raises(InputError, match="line 1"):
         Keys(file)
+
+
+def test_a_key_is_revoked_by_taking_its_line_out(tmp_path: Path) -> None:
+    """While the server runs; a broken file lets nobody in, a mended one those that it names."""
+    file = tmp_path / "keys.jsonl"
+    alice, bob = new_key(file, "alice"), new_key(file, "bob")
+    keys = Keys(file)
+    both = file.read_text()
+    file.write_text(both.splitlines(keepends=True)[1])
+    assert keys.owner(f"Bearer {alice}") is None and keys.owner(f"Bearer {bob}") == "bob"
+    carol = new_key(file, "carol")
+    assert keys.owner(f"Bearer {carol}") == "carol"
+    file.write_text("broken")
+    assert keys.owner(f"Bearer {bob}") is None
+    file.unlink()
+    assert keys.owner(f"Bearer {bob}") is None
+    file.write_text(both)
+    file.chmod(0o600)
+    assert keys.owner(f"Bearer {alice}") == "alice" and keys.names == ("alice", "bob")
+
+
+def test_a_ledger_that_is_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "letters.txt"
+    file.write_text("Dear Ann,\n" * 200)
+    with pytest.raises(InputError, match="no ledger of budgets"):
+        Budget(file, 10)
+    assert file.read_text() == "Dear Ann,\n" * 200
+
+
+@pytest.mark.parametrize("path", ["/v1/next-token", "/v1/completions"])
+def test_another_models_name_is_not_found(path: str, port: int) -> None:
+    name = ask(port, "/v1/models")[2]["data"][0]["id"]
+    assert ask(port, path, {"prompt": "Ann", "model": name})[0] == 200
+    status, _, content = ask(port, path, {"prompt": "Ann", "model": "gpt-9"})
+    assert (status, content["error"]["type"]) == (404, "model_not_found")
+    assert name in content["error"]["message"] and "gpt-9" not in content["error"]["message"]
 
 
 def test_doors_of_a_server_with_keys_rates_and_budgets(tmp_path: Path) -> None:

@@ -115,7 +115,11 @@ def test_an_audit_through_a_guard_file(ask, tmp_path: Path) -> None:
     ended = ask(listed)
     assert ended.code == 0, ended.err
     record = LeakageRecord.model_validate_json((tmp_path / "out" / LEAKAGE).read_bytes())
-    assert record.model.endswith("(guarded)") and record.extraction.recall.value == 0
+    assert (
+        record.model.endswith("(guarded)")
+        and record.guard == "protected strings"
+        and record.extraction.recall.value == 0
+    )
     assert len(read_manifest(tmp_path / "manifest.jsonl").persons) == 104
 
 

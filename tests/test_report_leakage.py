@@ -53,6 +53,17 @@ def drawn_page(tmp_path: Path) -> Build:
     return build
 
 
+def test_models_without_any_leak_prove_nothing(page: Build, tmp_path: Path) -> None:
+    """And a guard that was audited with a model is among its defences."""
+    one, two = write_model(tmp_path / "one", defended()), write_model(tmp_path / "two", leakage())
+    guarded = write_model(tmp_path / "guarded", defended(guard="protected strings, top-k 50"))
+    for folder in (one, two, guarded):
+        write_training(folder, 8.0, seconds=60.0)
+    assert "Nothing to compare" in page(one, guarded)[1].text
+    found = page(two, guarded)[1].text
+    assert "Nothing to compare" not in found and "guard: protected strings, top-k 50" in found
+
+
 @pytest.fixture
 def page(drawn_page: Build, monkeypatch: pytest.MonkeyPatch) -> Build:
     """The same with empty drawings, which saves seconds."""

@@ -341,6 +341,22 @@ def test_of_two_values_that_overlap_the_longer_is_replaced() -> None:
     assert replacer.replace("at 4 Ann Stone Road", [(5, 14, "name")])[0] == "at 9 Kim Road"
 
 
+def test_columns_that_are_not_looked_at_are_named(tmp_path: Path) -> None:
+    """They may hold the very values that were replaced beside them."""
+    lines = tmp_path / "a.jsonl"
+    lines.write_text(
+        json.dumps({"text": ANN, "name": "Ann Stone"}) + "\n" + json.dumps({"text": "x", "id": 3, "p": "q"}) + "\n"
+    )
+    table = tmp_path / "b.csv"
+    table.write_text("mail,text,p\na@example.org,nothing,q\nb@example.org,nothing,r\n")
+    (tmp_path / "c.txt").write_text("nothing\n")
+    files = [str(lines), str(table), str(tmp_path / "c.txt")]
+    result = CliRunner().invoke(app, ["data", "scrub", *files, str(tmp_path / "out")])
+    assert "copied as they are: columns 'id', 'mail', 'name', 'p'" in result.output.replace("\n", " ")
+    report = json.loads((tmp_path / "out" / "scrub.json").read_text())
+    assert report["other_columns_as_they_were"] == ["id", "mail", "name", "p"]
+
+
 def test_the_command(tmp_path: Path, key: Path) -> None:
     source = jsonl(tmp_path / "x.jsonl", [ANN, "nothing"], ["p", "q"])
     options = ["--mode", "mask", "--types", "email, phone", "--person-column", "person", "--key-file", str(key)]

@@ -124,6 +124,9 @@ def scrub(
     typer.echo(
         f"{output}: {summary.touched:,} of {summary.records:,} records changed; replaced {replaced or 'nothing'}"
     )
+    others = [name for name in summary.other_columns if name != person_column]
+    if others:
+        typer.echo(f"not looked at and copied as they are: columns {', '.join(map(repr, others[:20]))}")
     typer.echo(f"{summary.report} counts them; what no detector finds is still there, so audit the trained model")
 
 

@@ -68,6 +68,23 @@ class Defences(Section):
     goldfish: int
     goldfish_context: int
 
+    def words(self) -> str:
+        """What is done, in the order in which it happens.
+
+        >>> DefencesSection(preset="light").settled(persons=True, generation=True).words()
+        'near-duplicates (0.8) dropped, at most 8 rows a person, scrub pseudonym, stop at 2 % excess recitation'
+        """
+        duplicates = "duplicates" if self.dedupe == 1 else f"near-duplicates ({self.dedupe:g})"
+        parts = (
+            (f"{duplicates} dropped", bool(self.dedupe)),
+            (f"at most {self.max_records} rows a person", bool(self.max_records)),
+            (f"scrub {self.scrub}", self.scrub != "off"),
+            ("no loss on personal data", self.mask_personal),
+            (f"no loss on one token in {self.goldfish}", bool(self.goldfish)),
+            (f"stop at {100 * self.stop_on_memorisation:g} % excess recitation", bool(self.stop_on_memorisation)),
+        )
+        return ", ".join(words for words, done in parts if done) or "none"
+
     @property
     def of_data(self) -> bool:
         """Whether rows change before they are encoded."""

@@ -91,3 +91,19 @@ class GuardConfig(Section):
     memfree: MemfreeSection = MemfreeSection()
     vector: VectorSection = VectorSection()
     limits: LimitsSection = LimitsSection()
+
+    def guards(self) -> str:
+        """What stands between the model and its callers, in words; "" for nothing.
+
+        >>> GuardConfig(protect={"files": ["list.txt"]}, vector={"top_k": 50, "decimals": 3}).guards()
+        'protected strings, top-k 50, 3 decimals'
+        """
+        vector = self.vector
+        parts = (
+            ("protected strings", bool(self.protect.files)),
+            (f"{self.memfree.n}-gram filter", bool(self.memfree.text)),
+            (f"temperature {vector.temperature:g}", vector.temperature != 1.0),
+            (f"top-k {vector.top_k}", bool(vector.top_k)),
+            (f"{vector.decimals} decimals", bool(vector.decimals)),
+        )
+        return ", ".join(words for words, used in parts if used)

@@ -92,6 +92,7 @@ class ScrubSummary:
         replaced: Replaced places by type.
         propagated: Those of them that only the look for known values found.
         values: Distinct values by type.
+        other_columns: Columns that were copied as they are, personal data included.
         report: Path of scrub.json.
     """
 
@@ -100,6 +101,7 @@ class ScrubSummary:
     replaced: dict[str, int]
     propagated: dict[str, int]
     values: dict[str, int]
+    other_columns: tuple[str, ...]
     report: Path
 
 
@@ -330,6 +332,7 @@ class _Run:
             replaced=dict(found + spread),
             propagated=dict(spread),
             values=dict(distinct),
+            other_columns=tuple(sorted({name for entry in entries for name in entry["other_columns"]})),
             report=self._folder.output / REPORT,
         )
         left_out = ("known", "key_file", "processes", "max_values")
@@ -352,6 +355,7 @@ class _Run:
                 for type in TYPES
                 if distinct[type]
             },
+            "other_columns_as_they_were": list(summary.other_columns),
             "surrogates_drawn_anew": redrawn,
             "contexts": _sampled(entries, self._options.contexts),
         }

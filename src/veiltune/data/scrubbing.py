@@ -118,17 +118,20 @@ def replace_in_chunk(job: tuple[Chunk, str, int]) -> tuple[bytes, dict[str, Any]
     counts: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     ranked: dict[str, list[tuple[str, str]]] = {}
     records = touched = 0
+    columns: set[str] = set()
     for number, row in enumerate(rows(chunk)):
         text, places = replacer.replace(row.text, spans.get(number, []), row.person)
         parts.append(replaced(chunk.source, row, text).encode())
         records += not row.blank
+        columns.update(row.columns)
         touched += bool(places)
         for order, place in enumerate(places):
             counts[place.found][place.key[0]] += 1
             rank = hashlib.blake2b(f"{chunk.start} {number} {order}".encode(), digest_size=8).hexdigest()
             _sample(ranked.setdefault(place.key[0], []), contexts, rank, row.text, places, order)
     sampled = [(type, rank, shown) for type, found in ranked.items() for rank, shown in found]
-    entry = {"records": records, "touched": touched, "contexts": sampled}
+    others = sorted(columns - {chunk.source.text})
+    entry = {"records": records, "touched": touched, "contexts": sampled, "other_columns": others}
     return b"".join(parts), {**entry, "found": dict(counts[True]), "propagated": dict(counts[False])}
 
 

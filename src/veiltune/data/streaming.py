@@ -78,12 +78,14 @@ class Row:
         text: Its text, unescaped.
         person: What the person column says, or "".
         span: The characters of `raw` that are the text as written, quotes included.
+        columns: Names of all columns; none for a .txt file.
     """
 
     raw: str
     text: str
     person: str
     span: tuple[int, int]
+    columns: tuple[str, ...] = ()
 
     @property
     def blank(self) -> bool:
@@ -256,7 +258,7 @@ def _parse(source: Source, raw: str) -> Row:
         values = [_unquote(value) for value in values]
     place = source.header.index(source.text)
     person = values[source.header.index(source.person)] if source.person else ""
-    return Row(raw, values[place], person, spans[place])
+    return Row(raw, values[place], person, spans[place], source.header)
 
 
 def _parse_json(source: Source, raw: str, body: str) -> Row:
@@ -268,7 +270,7 @@ def _parse_json(source: Source, raw: str, body: str) -> Row:
     if not isinstance(text, str):
         raise _Broken(f"has no text in column {source.text!r}")
     person = fields[source.person][0] if source.person else ""
-    return Row(raw, text, person if isinstance(person, str) else json.dumps(person), span)
+    return Row(raw, text, person if isinstance(person, str) else json.dumps(person), span, tuple(fields))
 
 
 def _members(body: str) -> Iterator[tuple[str, tuple[object, tuple[int, int]]]]:

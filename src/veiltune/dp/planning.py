@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from veiltune.config import TrainConfig
+from veiltune.config.defences import PRESETS
 from veiltune.dp.data import TrainingTables, read_training_tables
 from veiltune.dp.data_stage import thin_out
 from veiltune.dp.plan import DPPlan
@@ -60,6 +61,7 @@ def dry_run(config: TrainConfig) -> dict[str, str]:
     return lines | {
         "training": f"{train.method} on {config.model.name} for {config.model.task}, learning_rate "
         f"{train.learning_rate:g} ({train.schedule}), {train.precision} on {train.device}",
+        "defences": config.settled_defences().words(),
         "length": f"at most {config.data.max_length} tokens an example; the run says how many are longer and cut",
         "randomness": randomness(config),
         "run folder": config.run,
@@ -77,6 +79,8 @@ def description(config: TrainConfig, plan: DPPlan) -> dict[str, str]:
 def run_warnings(config: TrainConfig, plan: DPPlan) -> list[str]:
     """What weakens the claim, one line each."""
     lines = plan.warnings()
+    if PRESETS[config.defences.preset]["max_records"] and not config.data.person_column:
+        lines.append(f"preset {config.defences.preset} caps a person's rows, and no data.person_column tells persons")
     if config.noise_seed is not None:
         lines.append("noise_seed is set: whoever knows it can remove the noise, so the run protects nothing")
     return lines

@@ -135,6 +135,7 @@ class _Asked:
     async def next_token(self, request: Request) -> Response:
         who = self._door.enter(request)
         question = parse(NextTokenQuestion, await self._door.body(request))
+        self._check_name(question.model)
         if (question.prompt_ids is None) == (question.prompt is None):
             raise Refusal(400, "invalid", "give either prompt_ids or prompt")
         texts = [question.prompt] if isinstance(question.prompt, str) else question.prompt
@@ -155,9 +156,14 @@ class _Asked:
                 content = await asyncio.to_thread(vectors_json, vectors, probs=question.prompt_ids is None)
             return Response(content, media_type="application/json")
 
+    def _check_name(self, model: str) -> None:
+        if model not in ("", self._name):
+            raise Refusal(404, "model_not_found", f"the model here is {self._name}; name that one, or none")
+
     async def completions(self, request: Request) -> Response:
         who = self._door.enter(request)
         question = parse(CompletionQuestion, await self._door.body(request))
+        self._check_name(question.model)
         prompt = await asyncio.to_thread(self._prompt, question)
         stops = [question.stop] if isinstance(question.stop, str) else question.stop or []
         if len(stops) > _STOPS or not all(stops):

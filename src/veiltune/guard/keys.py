@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import logging
 import os
 import re
 import secrets
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from veiltune.errors import InputError
 from veiltune.runs import atomic_write_bytes, storage_errors
+
+log = logging.getLogger(__name__)
 
 _PREFIX = "vt-"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -45,11 +48,12 @@ def new_key(path: Path, name: str) -> str:
 
 
 class Keys:
-    """The keys that a server takes.
+    """The keys that a server takes; the file is read again when it has changed, so that a key can be revoked.
 
     Guarantee:
         The file holds SHA-256 of keys with 256 random bits, so who reads it learns no key. Comparison takes the same
-        time whichever key it is. It does not cover a key that its owner loses, nor a connection in clear.
+        time whichever key it is. A key whose line was taken out is refused from the next request on, and all are while
+        the file is missing or broken. It does not cover a key that its owner loses, nor a connection in clear.
 
     Args:
         path: As `new_key` wrote it.
@@ -59,6 +63,7 @@ class Keys:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path, self._state = path, _state(path)
         self._digests = _lines(path)
         if not self._digests:
             raise InputError(f"{path} has no key; make one with `veiltune guard key --name NAME`")
@@ -70,6 +75,7 @@ class Keys:
 
     def owner(self, authorization: str) -> str | None:
         """Whose key an Authorization header holds (``Bearer KEY``); None if nobody's."""
+        self._reread()
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer" or len(key) > _LONGEST:
             return None
@@ -78,6 +84,26 @@ class Keys:
             if hmac.compare_digest(given, digest):
                 found = name
         return found
+
+    def _reread(self) -> None:
+        state = _state(self._path)
+        if state == self._state:
+            return
+        self._state, self._digests = state, {}
+        try:
+            self._digests = _lines(self._path)
+            log.info("keys were read again: %d", len(self._digests))
+        except InputError as error:
+            log.error("no key is taken until the file of keys is mended: %s", error)
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """Differs when the file has."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _digest(key: str) -> str:

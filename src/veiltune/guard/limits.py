@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from veiltune._validate import positive, positive_int
+from veiltune.errors import InputError
 from veiltune.runs import storage_errors
 
 _TABLE = "CREATE TABLE IF NOT EXISTS spent (name TEXT PRIMARY KEY, queries INTEGER NOT NULL) WITHOUT ROWID"
@@ -62,6 +63,7 @@ class Budget:
         budget: Queries for each name, in all.
 
     Raises:
+        InputError: If the file is something else than such a ledger.
         StorageError: If the file cannot be written.
     """
 
@@ -71,9 +73,14 @@ class Budget:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
             self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30.0)
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = FULL")
-            self._database.execute(_TABLE)
+            try:
+                self._database.execute("PRAGMA journal_mode = WAL")
+                self._database.execute("PRAGMA synchronous = FULL")
+                self._database.execute(_TABLE)
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError:
+                raise InputError(f"{path} is no ledger of budgets; name another file, or remove it") from None
 
     def charge(self, name: str, cost: int) -> bool:
         """Takes `cost` queries off the budget of a name, or nothing and returns False if it has fewer left.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -41,7 +42,7 @@ class NextTokenQuestion(_Question):
     top_k: Annotated[int, Field(ge=1, le=1000)] | None = None
     """answer with so many of the likeliest tokens of each prompt instead of whole vectors"""
     model: Name = ""
-    """taken and not looked at"""
+    """the name that /v1/models tells, or nothing"""
 
 
 class CompletionQuestion(_Question):
@@ -78,7 +79,7 @@ class CompletionQuestion(_Question):
     suffix: None = None
     """none"""
     model: Name = ""
-    """taken and not looked at"""
+    """the name that /v1/models tells, or nothing"""
     user: Name = ""
     """taken and not looked at"""
 
@@ -114,7 +115,7 @@ def _described(kind: type[BaseModel], error: ValidationError) -> str:
         return f"{field} is missing"
     if len(errors) > 1:  # of several types that may come, none did
         return f"{field} has a wrong type or is out of range; it takes: {kind.model_fields[field].description}"
-    return f"{field} {first['msg'].replace('Input should', 'must').replace('String should', 'must')}"
+    return f"{field} {re.sub('^(Input|String|List) should', 'must', first['msg'])}"
 
 
 def _no_constant(_: str) -> NoReturn:

@@ -19,7 +19,7 @@ class LifecycleRow:
 
     Attributes:
         run: The model.
-        defences: Preset and what trained.
+        defences: Preset, what trained, and the guard that was audited with the model.
         cost: Time and memory of training.
         perplexity: Of prose, and over that of the first model.
         membership: AUC, and true positives at 1 % false ones.
@@ -48,7 +48,7 @@ def _row(run: ModelRun, first: ModelRun) -> LifecycleRow:
     excess, precision = extraction.excess_recall, extraction.overall_precision
     return LifecycleRow(
         run=run,
-        defences=_defences(run.made),
+        defences=_defences(run),
         cost=_cost(run.made),
         perplexity=_perplexity(run, first),
         membership=_membership(run),
@@ -58,12 +58,20 @@ def _row(run: ModelRun, first: ModelRun) -> LifecycleRow:
     )
 
 
-def _defences(made: Training | None) -> str:
+def leaks(run: ModelRun) -> bool:
+    """Whether an attack found more than chance."""
+    found, excess = run.record.membership, run.record.extraction.excess_recall
+    return (found is not None and found.auc.low > 0.5) or (excess is not None and excess.low > 0)
+
+
+def _defences(run: ModelRun) -> str:
+    guard = f"guard: {label_of(run.record.guard, 120)}" if run.record.guard else ""
+    made = run.made
     if made is None:
-        return _NONE
+        return f"training {_NONE}; {guard}" if guard else _NONE
     share = made.trainable_parameters / max(1, made.total_parameters)
     preset = label_of(str(made.defences.get("preset", "none")), 20)
-    return f"{preset}; {label_of(made.method, 20)}, {share:.2%} of the parameters"
+    return "; ".join(filter(None, [f"{preset}; {label_of(made.method, 20)}, {share:.2%} of the parameters", guard]))
 
 
 def _cost(made: Training | None) -> str:
