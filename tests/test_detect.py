@@ -251,5 +251,5 @@ def test_bad_options_are_refused_in_one_line(options: dict[str, object], message
 )
 def test_a_missing_package_is_named(module: str, options: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(InputError, match=rf"need {module}: pip install 'veiltune\[scrub\]'"):
+    with pytest.raises(InputError, match=rf"need {module}: pip install '.\[scrub\]'"):
         Detector(DetectorOptions(**options))  # type: ignore[arg-type]
