@@ -175,8 +175,9 @@ def test_the_configurations_in_the_readme_load() -> None:
     assert parse_config(GuardConfig, tomllib.loads(guard)).limits.budget == 100_000
 
 
-def test_the_loop_in_the_readme_runs(tmp_path: Path) -> None:
+def test_the_loop_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a tiny model instead of SmolLM2, and with smaller batches."""
+    monkeypatch.chdir(tmp_path)  # it writes a model
     (block,) = PYTHON.findall((ROOT / "README.md").read_text(encoding="utf-8"))
     tiny_model("gpt2", "causal").save_pretrained(tmp_path)
     causal_tokenizer().save_pretrained(tmp_path)
@@ -190,6 +191,7 @@ def test_the_loop_in_the_readme_runs(tmp_path: Path) -> None:
     names: dict[str, Any] = {"prompts": [f"what is {i}" for i in range(24)], "targets": ["it is good"] * 24}
     exec(block, names)
     assert len(names["batches"]) == 9  # three passes at a third of the table each
+    assert (tmp_path / "merged" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
