@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -59,6 +61,38 @@ def test_the_process_keeps_its_precision() -> None:
     with pytest.raises(RuntimeError):
         gram(values, factor(2, 4, 8, dtype=torch.bfloat16, seed=6))
     assert settings.fp32_precision == before
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_norms_and_sums_are_exact_whatever_the_process_has_chosen(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With TF32 or bfloat16 for float32 products, which some scripts choose, norms would be below what is summed."""
+    settings = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]  # type: ignore[attr-defined]
+    seen: list[tuple[str, ...]] = []
+
+    def watched(function: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+        def call(*factors: Tensor) -> Tensor | None:
+            seen.append(tuple(one.fp32_precision for one in settings))
+            return function(*factors)
+
+        return call
+
+    for name in ("gram", "add_product"):
+        monkeypatch.setattr(f"veiltune.dp.record.{name}", watched(getattr(products, name)))
+    monkeypatch.setattr("veiltune.dp.record.MACHINE_BALANCE", 10**12)
+    record = Record(2)
+    record.add_product("weight", *(factor(2, 4, 8, dtype=dtype, seed=seed) for seed in (7, 8)))
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        chosen = [one.fp32_precision for one in settings]
+        record.squared_norms()
+        record.add_weighted_sums({"weight": torch.ones(2)}, {"weight": torch.zeros(8, 8)})
+        assert seen == [("ieee", "ieee")] * 3 and [one.fp32_precision for one in settings] == chosen
+        assert "ieee" not in chosen
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2])

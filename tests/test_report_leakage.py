@@ -60,6 +60,9 @@ def test_models_without_any_leak_prove_nothing(page: Build, tmp_path: Path) -> N
     for folder in (one, two, guarded):
         write_training(folder, 8.0, seconds=60.0)
     assert "Nothing to compare" in page(one, guarded)[1].text
+    turned = write_model(tmp_path / "turned", leakage(0.2, 0.0))
+    found = page(turned, guarded)[1].text
+    assert "Nothing to compare" not in found and "told with the ranking turned round" in found
     found = page(two, guarded)[1].text
     assert "Nothing to compare" not in found and "guard: protected strings, top-k 50" in found
 

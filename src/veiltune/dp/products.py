@@ -7,7 +7,7 @@ it is made for. So factors of lower precision are converted a slab of columns at
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 
 #: Columns that are converted at once: a slab of 512 positions is 4 MB.
 _SLAB = 2048
+
+_MKLDNN: Any = cast(Any, torch.backends.mkldnn).matmul
 
 
 def gram(one: Tensor, other: Tensor) -> Tensor:
@@ -25,7 +27,8 @@ def gram(one: Tensor, other: Tensor) -> Tensor:
     if one.dtype == other.dtype == torch.float32:
         return one @ other.transpose(1, 2)
     total = one.new_zeros(one.shape[0], one.shape[1], other.shape[1], dtype=torch.float32)
-    with _bfloat16_products(one, other):
+    exact = one.dtype == other.dtype == torch.bfloat16  # a CPU that multiplies bfloat16 rounds nothing then
+    with _multiplied(_MKLDNN, "bf16") if exact else nullcontext():
         if one is other:
             for _, slab in _slabs(one):
                 total.baddbmm_(slab, slab.transpose(1, 2))
@@ -69,12 +72,19 @@ def _slabs(values: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 @contextmanager
-def _bfloat16_products(one: Tensor, other: Tensor) -> Iterator[None]:
-    """Lets a CPU multiply float32 factors as bfloat16, which rounds nothing where they came from bfloat16."""
-    settings = cast(Any, torch.backends.mkldnn).matmul
+def full_precision() -> Iterator[None]:
+    """Float32 products of float32 factors, even if the process has chosen TF32 or bfloat16 for them.
+
+    Those round the factors: a norm could come out below that of what is summed, by one part in 500.
+    """
+    with _multiplied(_MKLDNN, "ieee"), _multiplied(torch.backends.cuda.matmul, "ieee"):
+        yield
+
+
+@contextmanager
+def _multiplied(settings: Any, precision: str) -> Iterator[None]:
     before = settings.fp32_precision
-    if one.dtype == other.dtype == torch.bfloat16:
-        settings.fp32_precision = "bf16"
+    settings.fp32_precision = precision
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from veiltune.dp.products import add_product, gram, norms
+from veiltune.dp.products import add_product, full_precision, gram, norms
 from veiltune.dp.scratch import Scratch, block
 
 #: Floating point operations that pass in the time in which one element of a per-example matrix is written, read for
@@ -141,6 +141,10 @@ class Record:
     def squared_norms(self) -> dict[str, Tensor]:
         """(U,) squared L2 norm of each parameter's gradient, in float32."""
         self._settle()
+        with full_precision():
+            return self._squared_norms()
+
+    def _squared_norms(self) -> dict[str, Tensor]:
         squares = {name: dense.flatten(1).square().sum(1) for name, dense in self._dense.items()}
         for name, uses in self._factored.items():
             own = [_inner(one, one) for one in uses]
@@ -157,11 +161,12 @@ class Record:
     def add_weighted_sums(self, weights: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> None:
         """Adds sum_u weights[name][u] gradient[u] to each parameter's sum, in place."""
         self._settle()
-        for name, dense in self._dense.items():
-            sums[name].view(-1).addmv_(dense.flatten(1).t(), weights[name])
-        for name, uses in self._factored.items():
-            for use in uses:
-                _add_weighted(use, weights[name], sums[name])
+        with full_precision():
+            for name, dense in self._dense.items():
+                sums[name].view(-1).addmv_(dense.flatten(1).t(), weights[name])
+            for name, uses in self._factored.items():
+                for use in uses:
+                    _add_weighted(use, weights[name], sums[name])
 
     def clear(self) -> None:
         """Lets go of all gradients. What is kept here holds the pass's graph, and the graph holds the record."""

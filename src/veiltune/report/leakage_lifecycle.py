@@ -58,12 +58,6 @@ def _row(run: ModelRun, first: ModelRun) -> LifecycleRow:
     )
 
 
-def leaks(run: ModelRun) -> bool:
-    """Whether an attack found more than chance."""
-    found, excess = run.record.membership, run.record.extraction.excess_recall
-    return (found is not None and found.auc.low > 0.5) or (excess is not None and excess.low > 0)
-
-
 def _defences(run: ModelRun) -> str:
     guard = f"guard: {label_of(run.record.guard, 120)}" if run.record.guard else ""
     made = run.made

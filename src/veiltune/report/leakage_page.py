@@ -16,7 +16,7 @@ from veiltune.audit.leakage import ExtractionRate, MembershipAttack
 from veiltune.report import leakage_figures, leakage_plots, leakage_rows, leakage_words, words
 from veiltune.report.figures import label_of, model_label
 from veiltune.report.leakage_gaps import FPRS, Gap, gaps
-from veiltune.report.leakage_lifecycle import leaks, lifecycle
+from veiltune.report.leakage_lifecycle import lifecycle
 from veiltune.report.leakage_sources import LeakedSample, ModelRun
 from veiltune.report.leakage_strengths import Strength, strengths
 from veiltune.report.plots import Plot
@@ -52,7 +52,7 @@ def render_leakage(runs: Sequence[ModelRun], environment: Environment) -> str:
         version=veiltune.__version__,
         compared=_compared(runs) if several else [],
         lifecycle=lifecycle(runs) if several else [],
-        nothing_leaks=several and not any(map(leaks, runs)),
+        nothing_leaks=several and not any(map(leakage_words.leaks, runs)),
         doubts=_doubts(runs) if several else [],
         same_persons=len({run.record.manifest_digest for run in runs}) == 1,
         wrong=[page for page in pages if leakage_words.breaks_claim(page.run)],

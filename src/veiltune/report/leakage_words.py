@@ -54,6 +54,16 @@ def findings(run: ModelRun) -> list[Finding]:
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))
 
 
+def leaks(run: ModelRun) -> bool:
+    """Whether anything was found, or may have been where the figures are unreliable."""
+    bound, found = run.record.audited_epsilon, run.record.membership
+    return (
+        any(finding.level in ("unreliable", "leak") for finding in findings(run))
+        or (bound is not None and bound.epsilon > 0)
+        or (found is not None and found.auc.high < 0.5)
+    )
+
+
 def is_blind_unsound(run: ModelRun) -> bool:
     """Whether words alone tell members from non-members, so that the membership figures measure the texts."""
     found = run.record.membership
@@ -80,8 +90,12 @@ def headline(run: ModelRun) -> str:
     if found is None:
         parts.append("membership not measured")
     elif not is_blind_unsound(run):
-        told = found.auc.low > 0.5
-        parts.append("members are told" if told else f"members not told (AUC at most {found.auc.high:.3f})")
+        if found.auc.low > 0.5:
+            parts.append("members are told")
+        elif found.auc.high < 0.5:
+            parts.append(f"members are told with the ranking turned round (AUC at most {found.auc.high:.3f})")
+        else:
+            parts.append(f"members not told (AUC at most {found.auc.high:.3f})")
     return "; ".join(parts)
 
 
