@@ -315,7 +315,7 @@ def write_hostile_model(folder: Path) -> Path:
     )
     named = {
         name: HOSTILE
-        for name in ("model", "base", "manifest_digest", "model_digest", "preset", "created", "veiltune", "guard")
+        for name in ("model", "base", "manifest_digest", "model_digest", "preset", "created", "veiltune", "guarded_by")
     }
     record = leakage(
         membership=found.model_copy(update={"attacks": (spoilt, failed, *found.attacks), "strongest": HOSTILE}),

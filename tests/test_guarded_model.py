@@ -117,7 +117,7 @@ def test_an_audit_through_a_guard_file(ask, tmp_path: Path) -> None:
     record = LeakageRecord.model_validate_json((tmp_path / "out" / LEAKAGE).read_bytes())
     assert (
         record.model.endswith("(guarded)")
-        and record.guard == "protected strings"
+        and record.guarded_by == "protected strings"
         and record.extraction.recall.value == 0
     )
     assert len(read_manifest(tmp_path / "manifest.jsonl").persons) == 104

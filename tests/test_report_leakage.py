@@ -56,7 +56,7 @@ def drawn_page(tmp_path: Path) -> Build:
 def test_models_without_any_leak_prove_nothing(page: Build, tmp_path: Path) -> None:
     """And a guard that was audited with a model is among its defences."""
     one, two = write_model(tmp_path / "one", defended()), write_model(tmp_path / "two", leakage())
-    guarded = write_model(tmp_path / "guarded", defended(guard="protected strings, top-k 50"))
+    guarded = write_model(tmp_path / "guarded", defended(guarded_by="protected strings, top-k 50"))
     for folder in (one, two, guarded):
         write_training(folder, 8.0, seconds=60.0)
     assert "Nothing to compare" in page(one, guarded)[1].text

@@ -60,7 +60,7 @@ class BlackBox(abc.ABC):
         digest: Identifies the model, so that a resumed audit knows it again.
         full_vectors: Whether every entry of a vector is told. If not, entries that are not told are nan.
         top_tokens: Without full vectors: how many of the most likely tokens each vector is sure to hold.
-        guard: What stands before the model, in words, where it is known.
+        guarded_by: What stands before the model, in words, where it is known.
         texts_a_part: Texts that an audit asks for between two savings; few where asking is slow.
     """
 
@@ -70,7 +70,7 @@ class BlackBox(abc.ABC):
     digest: str
     full_vectors: bool = True
     top_tokens: int = 0
-    guard: str = ""
+    guarded_by: str = ""
     texts_a_part: int = 10
     _refusal: type[VeiltuneError] = InputError  # what an unusable vector raises
 

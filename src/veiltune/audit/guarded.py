@@ -18,13 +18,13 @@ class GuardedModel(BlackBox):
         box: A model that tells whole vectors.
         guard: Stands before it.
         mark: Names the guard, so that a resumed audit does not take another one's answers for its own.
-        words: What the guard is, for people.
+        guarded_by: What the guard is, in words.
     """
 
     texts_a_part = 400
 
-    def __init__(self, box: BlackBox, guard: Guard, *, mark: str, words: str = "") -> None:
-        self._box, self._guard, self.guard = box, guard, words
+    def __init__(self, box: BlackBox, guard: Guard, *, mark: str, guarded_by: str = "") -> None:
+        self._box, self._guard, self.guarded_by = box, guard, guarded_by
         self.name, self.vocabulary, self.context = f"{box.name} (guarded)", box.vocabulary, box.context
         self.digest = hashlib.sha256(f"{box.digest}\0{mark}".encode()).hexdigest()
 

@@ -219,7 +219,7 @@ class LeakageRecord(Record):
     """SHA-256 of the manifest: which corpus, which coin flips"""
     full_vectors: bool
     """whether the model's answers are whole vectors"""
-    guard: str = ""
+    guarded_by: str = ""
     """the guard that was audited with the model; empty for none, or for one that an API does not tell of"""
     sizes: LeakageSizes
     perplexity: Perplexity | None

@@ -92,10 +92,10 @@ class GuardConfig(Section):
     vector: VectorSection = VectorSection()
     limits: LimitsSection = LimitsSection()
 
-    def guards(self) -> str:
+    def words(self) -> str:
         """What stands between the model and its callers, in words; "" for nothing.
 
-        >>> GuardConfig(protect={"files": ["list.txt"]}, vector={"top_k": 50, "decimals": 3}).guards()
+        >>> GuardConfig(protect={"files": ["list.txt"]}, vector={"top_k": 50, "decimals": 3}).words()
         'protected strings, top-k 50, 3 decimals'
         """
         vector = self.vector

@@ -59,7 +59,7 @@ def _row(run: ModelRun, first: ModelRun) -> LifecycleRow:
 
 
 def _defences(run: ModelRun) -> str:
-    guard = f"guard: {label_of(run.record.guard, 120)}" if run.record.guard else ""
+    guard = f"guard: {label_of(run.record.guarded_by, 120)}" if run.record.guarded_by else ""
     made = run.made
     if made is None:
         return f"training {_NONE}; {guard}" if guard else _NONE

@@ -125,7 +125,7 @@ def _guarded(box: BlackBox, tokenizer: Any, path: Path) -> BlackBox:
     named = [*config.protect.files, config.memfree.text, config.vector.reference]
     parts = [dump_toml(config).encode(), *(Path(name).read_bytes() for name in named if name)]
     mark = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-    return GuardedModel(box, guard, mark=mark, words=config.guards())
+    return GuardedModel(box, guard, mark=mark, guarded_by=config.words())
 
 
 def _check_same_tokenizer(one: Any, other: Any) -> None:

@@ -175,7 +175,7 @@ class _Audit:
             base=opened.base_name,
             manifest_digest=self.manifest.digest,
             full_vectors=opened.target.full_vectors,
-            guard=opened.target.guard,
+            guarded_by=opened.target.guarded_by,
             sizes=self._sizes(),
             perplexity=perplexity(
                 self.validation, texts.validation, target["validation"], base["validation"] if base else None
