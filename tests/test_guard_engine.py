@@ -97,7 +97,9 @@ def test_end_stop_and_notify(engine: Engine) -> None:
     model = tiny_model("gpt2", "causal")
     free = alone(model, [7, 8], 6)
     ends = engine.submit(TextJob([7, 8], 6, temperature=0.0, end=frozenset({free[3]}))).result(WAIT)
-    assert ends.finished == "stop" and ends.ids == free[: free.index(free[3])]
+    assert ends.finished == "stop" and ends.ids == free[: free.index(free[3])] and not ends.told
+    job = TextJob([7, 8], 6, temperature=0.0, end=frozenset({free[3]}), logprobs=1)
+    assert [one.token for one in engine.submit(job).result(WAIT).told] == [*ends.ids, free[3]]
     seen: list[list[int]] = []
     job = TextJob([7, 8], 6, temperature=0.0, stops=lambda ids: len(ids) == 2, notify=seen.append)
     assert engine.submit(job).result(WAIT).ids == free[:2] and seen == [free[:1], free[:2]]

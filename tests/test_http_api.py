@@ -119,6 +119,29 @@ def test_the_most_likely_tokens_equal_the_local_models(api: Api, local: LocalMod
             sample(box, SEQUENCES, new_tokens=3, eos=EOS, seed=0)
 
 
+@pytest.mark.parametrize("echo", [True, False])
+def test_a_server_may_leave_out_the_token_that_ends_a_text(api: Api, local: LocalModel, echo: bool) -> None:
+    """With echo it is not needed; without, every second answer is empty and the question is put again."""
+    asked = 0
+
+    def ended(answer: dict[str, Any]) -> dict[str, Any]:
+        nonlocal asked
+        asked += 1
+        told = answer["choices"][0]["logprobs"]
+        short = {name: values[:-1] for name, values in told.items()}
+        return {"choices": [{"index": 0, "logprobs": short if len(told["tokens"]) > 1 or asked % 2 else told}]}
+
+    api.echo, api.spoil = echo, ended
+    with completions_of(api, top=6) as box:
+        assert isinstance(box, CompletionsApi) and box.echo == echo
+        for far, near in zip(box.along(SEQUENCES), local.along(SEQUENCES), strict=True):
+            known = ~np.isnan(far)
+            assert known.any(axis=1).all() and np.allclose(far[known], near[known], atol=1e-5)
+    api.spoil = lambda answer: {"choices": [{"logprobs": {"tokens": [], "token_logprobs": [], "top_logprobs": []}}]}
+    with pytest.raises(ProtocolError, match="tells 0 positions"):
+        completions_of(api)
+
+
 def test_a_strict_server_is_asked_in_the_form_that_it_takes(api: Api) -> None:
     api.strict = True
     with completions_of(api, model="tuned", top=3) as box:
@@ -285,7 +308,8 @@ TOP_GARBAGE: list[tuple[Change, str]] = [
     (planted(None, ("choices", 0, "logprobs")), "no log-probabilities"),
     (in_logprobs(lambda told: told.pop("tokens")), "no log-probabilities"),
     (in_logprobs(lambda told: told.update(tokens=told["tokens"][1:])), "no log-probabilities"),
-    (in_logprobs(lambda told: told.update({name: column[1:] for name, column in told.items()})), "tells 5 positions"),
+    (in_logprobs(lambda told: told.update({name: column[1:] for name, column in told.items()})), "repeats other"),
+    (in_logprobs(lambda told: told.update({name: column[2:] for name, column in told.items()})), "tells 4 positions"),
     (in_logprobs(rename), "names a token that the tokenizer does not know"),
     (in_logprobs(shift), "repeats other tokens"),
     (set_first("token_logprobs", None), "no number of at most 0"),

@@ -35,6 +35,7 @@ MOST_TOP = 1000
 _BYTES_A_VALUE = 32  # a float64 in JSON has at most 24 characters
 _BYTES_A_NAME = 512  # a token with its log-probability, escaped
 _SLACK = 2**16
+_DRAWS = 20  # of a new token, until one comes that does not end the text
 
 
 def open_api(url: str, *, tokenizer: Any, model: str = "", top: int = 5, **options: Any) -> HttpApi:
@@ -203,7 +204,7 @@ class CompletionsApi(HttpApi):
         # With echo the answer tells each token and a new one; a server that ignores echo tells the new one only.
         entries = self._first_entries([*start, *start])
         self.echo = len(entries) > 1
-        if self.echo and len(entries) != 2 * len(start) + 1:
+        if self.echo and len(entries) - 2 * len(start) not in (0, 1):
             raise self._broken("has another number of tokens than the prompt: it puts tokens of its own before it")
         self.context -= self.echo  # the new token needs a place too
         self._row(entries[-1], token=None)
@@ -252,18 +253,25 @@ class CompletionsApi(HttpApi):
 
     def _along(self, text: list[int]) -> list[dict[int, float]]:
         entries = self._entries(text, echo=True)
-        return [self._row(entry, token=token) for entry, token in zip(entries[1:-1], text[1:], strict=True)]
+        return [self._row(entry, token=token) for entry, token in zip(entries[1 : len(text)], text[1:], strict=True)]
 
     def _entries(self, text: list[int], *, echo: bool, least: int | None = None) -> list[_Entry]:
-        """One entry a token of the answer: with echo those of the prompt and a new one, else only the new one."""
+        """One entry a token of the answer: with echo those of the prompt and a new one, else only the new one.
+
+        The new token is drawn, and some servers tell nothing of one that ends the text: with echo it is not needed,
+        and otherwise the question is put again.
+        """
         question: dict[str, Any] = {"prompt": text, "max_tokens": 1, "logprobs": self.top_tokens, "temperature": 1.0}
         question |= {"echo": True} if echo else {}
         question |= {"model": self._model} if self._model else {}
         positions = len(text) + 1 if echo else 1
         most = _SLACK + _BYTES_A_NAME * positions * (self.top_tokens + 2)
-        answer = self._client.ask(question | self._names.request, most_bytes=most)
-        entries = self._read(answer)
-        if len(entries) != positions and (least is None or len(entries) < least):
+        entries: list[_Entry] = []
+        for _ in range(_DRAWS):
+            entries = self._read(self._client.ask(question | self._names.request, most_bytes=most))
+            if entries:
+                break
+        if len(entries) not in (positions, max(1, positions - 1)) and (least is None or len(entries) < least):
             raise self._broken(f"tells {len(entries)} positions where {positions} were asked for")
         return entries
 

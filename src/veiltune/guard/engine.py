@@ -190,7 +190,7 @@ class Engine:
         except VeiltuneError as error:
             fail(job.done, error)
             return False
-        if job.logprobs is not None and token not in job.end:
+        if job.logprobs is not None:
             told = vector if guard is None else guard.told(job.state, vector)
             job.told.append(told_of(told, token, job.logprobs))
         self.tokens += 1

@@ -56,7 +56,7 @@ class Text:
 
     Attributes:
         ids: Without the end token.
-        told: One a token, if asked for; with echo the prompt's tokens from the second on come first.
+        told: One a token, the end token too, if asked for; with echo the prompt's from the second on come first.
         finished: "stop" (end token or a stop text) or "length".
     """
 
