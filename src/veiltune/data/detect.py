@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from veiltune._validate import one_of
@@ -27,6 +27,7 @@ from veiltune.data import detect_patterns as patterns
 from veiltune.data.detect_names import find_addresses, find_names
 from veiltune.data.detect_patterns import Place
 from veiltune.data.detect_zh import HAN, find_zh_addresses, find_zh_names
+from veiltune.data.legible import legible
 from veiltune.data.optional import need
 from veiltune.errors import InputError
 
@@ -131,8 +132,15 @@ class Detector:
         """What was found, in the order of the text, without overlaps; of two that overlap the surer type stays.
 
         Args:
-            text: A document.
+            text: A document; it is read as `legible` shows it.
         """
+        seen, places = legible(text)
+        found = self._find(seen)
+        if places is None:
+            return found
+        return [replace(one, start=places[one.start], end=places[one.end]) for one in found]
+
+    def _find(self, text: str) -> list[Found]:
         candidates: list[Found] = []
         if self._own:
             for type, find in _FORMS.items():

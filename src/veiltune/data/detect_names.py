@@ -131,7 +131,9 @@ _KIND = (
 )
 _UNIT = r"(?:Suite|Room|Office|Unit|Apt\.?|Apartment|Flat|Floor|Ste\.?)[ ]?#?[0-9]{1,5}[A-Za-z]?"
 _PLACE = rf"(?:,[ ]|,?\n[ ]?){_WORD}(?:[ -]{_WORD}){{0,2}}"
-_TAIL = rf"(?:,?\s{_UNIT})?(?:{_PLACE})?(?:,?\s[A-Z]{{2}}\b)?(?:,?\s[0-9]{{5}}(?:-[0-9]{{4}})?)?"
+_CODE = r"(?:[0-9]{5}(?:-[0-9]{4})?|[A-Z]{1,2}[0-9][0-9A-Z]?[ ][0-9][A-Z]{2})(?!\w)"  # American, German, ...; British
+_STATE = rf"(?:[A-Z]{{2}}\b|{_WORD}(?:[ ]{_WORD})?(?=,?\s{_CODE}))"
+_TAIL = rf"(?:,?\s{_UNIT})?(?:{_PLACE})?(?:,?\s{_STATE})?(?:,?\s{_CODE})?"
 _STREET = re.compile(
     rf"[0-9](?<![\w.].)[0-9]{{0,5}}[A-Za-z]?[ ](?:{_WORD}\.?[ ]|[0-9]{{1,3}}(?:st|nd|rd|th)[ ]){{1,4}}"
     rf"(?:{_KIND})\b(?:\.(?=,))?{_TAIL}"

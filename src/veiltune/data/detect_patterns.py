@@ -212,8 +212,8 @@ _IBAN_COUNTRIES = (
     "SI19 SK24 SM27 ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20"
 )
 IBAN_LENGTHS = {code[:2]: int(code[2:]) for code in _IBAN_COUNTRIES.split()}
-_IBAN_START = re.compile(r"[0-9](?<=[A-Za-z]{2}.)(?<![^\W_][A-Za-z]{2}.)[0-9](?=[ ]?[0-9A-Za-z]{4})")
-_IBAN_REST = re.compile(r"(?:[ ]?[0-9A-Za-z])*")
+_IBAN_START = re.compile(r"[0-9](?<=[A-Za-z]{2}.)(?<![^\W_][A-Za-z]{2}.)[0-9](?=[ \n-]?[0-9A-Za-z]{4})")
+_IBAN_REST = re.compile(r"(?:[ \n-]?[0-9A-Za-z])*")
 
 
 def find_ibans(text: str) -> Iterator[Place]:
@@ -230,14 +230,14 @@ def find_ibans(text: str) -> Iterator[Place]:
             continue
         rest = _IBAN_REST.match(text, begin.end(), begin.end() + 2 * length)
         end = _end_of(text, begin.end(), rest.end() if rest else begin.end(), length - 4)
-        if end and iban_remainder(re.sub(" ", "", text[start:end])) == 1:
+        if end and iban_remainder(re.sub("[ \n-]", "", text[start:end])) == 1:
             yield start, end, CERTAIN
 
 
 def _end_of(text: str, start: int, limit: int, count: int) -> int:
     """The end of so many letters and digits, 0 if there are fewer or if the last is in the middle of a word."""
     for at in range(start, limit):
-        count -= text[at] != " "
+        count -= text[at].isalnum()
         if not count:
             return 0 if text[at + 1 : at + 2].isalnum() and text[at + 1].isascii() else at + 1
     return 0

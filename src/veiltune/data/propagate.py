@@ -1,8 +1,8 @@
 """Looks for many values at once, wherever they stand: Aho-Corasick over a normalised text.
 
-A text is compared casefolded and in NFKC, character by character, any white space as a blank; places are those of the
-text as it was. A value that begins or ends with a letter or digit must not be inside a longer word, unless the letters
-are Chinese, which have no word boundaries.
+A text is compared as `legible` shows it, casefolded and in NFKC, character by character, any white space as a blank;
+places are those of the text as it was. A value that begins or ends with a letter or digit must not be inside a longer
+word, unless the letters are Chinese, which have no word boundaries.
 
 Source: Aho and Corasick 1975.
 """
@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
+from veiltune.data.legible import legible
 from veiltune.data.optional import need
 
 LEAST_LETTERS = 4
@@ -48,23 +49,25 @@ def _plain(unit: str) -> str:
 def fold(text: str) -> tuple[str, list[int] | None]:
     r"""The form in which values are compared, and where each of its characters comes from.
 
-    >>> fold("Ann\tSTONE"), fold("Straße")[0]
+    >>> fold("Ann\nSTONE"), fold("Straße")[0]
     (('ann stone', None), 'strasse')
 
     Returns:
         The folded text, and for each of its characters and its end the place in the text; None if they are the same.
     """
+    text, seen_at = legible(text)
     if text.isascii():
-        return text.lower().translate(_BLANKS), None
+        return text.lower().translate(_BLANKS), seen_at
     folded = text.translate(_FOLD)
     if _SPECIAL not in folded:
-        return folded, None
+        return folded, seen_at
     parts, places = [], []
     for unit in _COMBINED.finditer(text):
         plain = _plain(unit[0])
         parts.append(plain)
         places += [unit.start()] * len(plain)
-    return "".join(parts), [*places, len(text)]
+    places.append(len(text))
+    return "".join(parts), [seen_at[place] for place in places] if seen_at else places
 
 
 _BLANKS = dict.fromkeys(map(ord, "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f"), " ")
@@ -87,7 +90,7 @@ class Finder:
     >>> finder = Finder({"Ann Stone": 0, "王小明": 1})
     >>> text = "ANN  stone, Joann Stone, ann\nstone; 我是王小明。"
     >>> [(text[a:b], which) for a, b, which in finder.find(text)]
-    [('ann\nstone', 0), ('王小明', 1)]
+    [('ANN  stone', 0), ('ann\nstone', 0), ('王小明', 1)]
 
     Args:
         values: What to look for, with a number each that is given back; two that are the same after normalisation

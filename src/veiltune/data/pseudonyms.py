@@ -35,6 +35,7 @@ from veiltune.data.surrogates import (
     like,
     name_word,
     name_words,
+    other_digits,
     random_like,
 )
 from veiltune.errors import InputError
@@ -206,7 +207,8 @@ class _Table:
                 for name, surrogate in self._names.get((owner, part), []):
                     made = _translate(local, name, surrogate)
                     if made:
-                        return f"{made}@{_domain(self._key, domain)}"
+                        rng = _generator(self._key, ("digits", value.owner, fold(local)[0]))
+                        return f"{other_digits(rng, made)}@{_domain(self._key, domain)}"
         return ""
 
 

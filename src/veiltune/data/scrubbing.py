@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from veiltune.data.detect import Detector, DetectorOptions
+from veiltune.data.legible import legible
 from veiltune.data.propagate import Finder
 from veiltune.data.pseudonyms import Key, Pseudonyms, Value
 from veiltune.data.replacing import Place, Replacer, Spans, context
@@ -77,7 +78,7 @@ def find_in_chunk(chunk: Chunk) -> dict[str, Any]:
         if found:
             places.append((number, [(f.start, f.end, f.type) for f in found]))
         for f in found:
-            values.add(f.type, row.text[f.start : f.end], row.person)
+            values.add(f.type, legible(row.text[f.start : f.end])[0], row.person)
     return {"places": places, "values": values.triples()}
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import random
 import re
+import unicodedata
 from typing import TYPE_CHECKING
 
 from veiltune._validate import one_of
 from veiltune.data.detect import TYPES
 from veiltune.data.detect_patterns import iban_remainder, luhn_digit, zh_check
+from veiltune.data.legible import legible
 from veiltune.data.propagate import fold
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ def random_like(rng: random.Random, text: str) -> str:
     return made + "".join(rng.choices(_LETTERS, k=max(0, 6 - len(made))))
 
 
-def _filled(form: str, digits: str, *, at: str = r"[0-9]") -> str:
+def _filled(form: str, digits: str, *, at: str) -> str:
     """Puts characters in the places of a form, from its end; those that are left over stay away."""
     places = [m.start() for m in re.finditer(at, form)]
     written = list(form)
@@ -121,18 +123,20 @@ def _phone(rng: random.Random, phone: str) -> str:
     return national[:kept] + "".join(rng.choices(_DIGITS, k=len(national) - kept))
 
 
+_NUMBERS = {"phone": r"[0-9]"} | dict.fromkeys(("iban", "card", "us_ssn", "zh_id"), r"[0-9A-Za-z]")
+
+
 def written_like(type: str, old: str, surrogate: str) -> str:
     """A surrogate in the writing of an occurrence: separators of a number, capitals of a name.
 
     >>> written_like("phone", "+1 (212) 555-0123", "3035550199"), written_like("name", "ANN STONE", "Jo Reed")
     ('+1 (303) 555-0199', 'JO REED')
     """
-    if type == "phone":
-        extension = re.search(r"\s?(?:x|ext\.?)\s?[0-9]+$", old)
-        body = old[: extension.start()] if extension else old
-        return _filled(body, surrogate)
-    if type in ("iban", "card", "us_ssn", "zh_id"):
-        return _filled(old, surrogate, at=r"[0-9A-Za-z]")
+    old = unicodedata.normalize("NFKC", legible(old)[0])
+    if type in _NUMBERS:
+        extension = re.search(r"\s?(?:x|ext\.?)\s?[0-9]+$", old) if type == "phone" else None
+        written = _filled(old[: extension.start()] if extension else old, surrogate, at=_NUMBERS[type])
+        return surrogate if canonical(type, written) == canonical(type, old) else written  # digits of another script
     if type == "name" and old.isupper() and old.lower() != old:
         return surrogate.upper()
     if type == "name" and old.islower():
@@ -190,7 +194,7 @@ _ZH_PART = re.compile(
 
 def _address(rng: random.Random, address: str) -> str:
     if HAN.search(address):
-        return _numbers(rng, _ZH_PART.sub(lambda part: _chinese_place(rng, part[1]) + part[2], address))
+        return other_digits(rng, _ZH_PART.sub(lambda part: _chinese_place(rng, part[1]) + part[2], address))
 
     def word(found: re.Match[str]) -> str:
         old = found[0]
@@ -201,7 +205,7 @@ def _address(rng: random.Random, address: str) -> str:
             return str(fake.state_abbr())
         return like(old, str(fake.last_name()))
 
-    return _numbers(rng, WORD.sub(word, address))
+    return other_digits(rng, WORD.sub(word, address))
 
 
 def _chinese_place(rng: random.Random, old: str) -> str:
@@ -210,7 +214,9 @@ def _chinese_place(rng: random.Random, old: str) -> str:
     return text[: len(old)]
 
 
-def _numbers(rng: random.Random, text: str) -> str:
+def other_digits(rng: random.Random, text: str) -> str:
+    """The text with other numbers of as many digits."""
+
     def number(found: re.Match[str]) -> str:
         return rng.choice("123456789") + "".join(rng.choices(_DIGITS, k=len(found[0]) - 1))
 
