@@ -1,5 +1,7 @@
 """What was found once is nowhere left, everything else keeps its bytes, and a killed run goes on to the same result."""
 
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import csv
@@ -92,6 +94,22 @@ def test_known_values_are_all_replaced(corpus: Path, manifest: Manifest, tmp_pat
     options = ScrubOptions(person_column="person", known=tmp_path / "known.csv")
     scrub([corpus / "train.jsonl"], tmp_path / "out", options)
     assert survivors(manifest, tmp_path / "out", "name") == 0
+
+
+def test_a_short_name_is_replaced_wherever_its_own_text_has_it(tmp_path: Path, key: Path) -> None:
+    texts = [
+        "Mr Lee wrote. Then Lee rang, at Leeds, to bleep.",
+        "Lee is a town.",
+        "患者：王明。王明今天来过。",
+        "王明天",
+    ]
+    source = jsonl(tmp_path / "a" / "a.jsonl", texts)
+    scrub([source], tmp_path / "out", ScrubOptions(key_file=key, mode="mask"))
+    assert texts_of(tmp_path / "out" / "a.jsonl") == [
+        "Mr [NAME] wrote. Then [NAME] rang, at Leeds, to bleep.", texts[1], "客户 [NAME]。[NAME]今天来过。", texts[3]
+    ]  # fmt: skip
+    scrub([source], tmp_path / "alone", ScrubOptions(key_file=key, mode="mask", propagate=False))
+    assert texts_of(tmp_path / "alone" / "a.jsonl")[0] == "Mr [NAME] wrote. Then Lee rang, at Leeds, to bleep."
 
 
 def test_one_value_has_one_surrogate_in_every_file_and_writing(tmp_path: Path, key: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from veiltune._validate import one_of
 from veiltune.data.propagate import Finder, long_enough
 from veiltune.data.pseudonyms import Key, Pseudonyms, Value
-from veiltune.data.surrogates import canonical, written_like
+from veiltune.data.surrogates import HAN, canonical, written_like
 
 MODES = ("pseudonym", "mask", "remove")
 Spans = list[tuple[int, int, str]]
@@ -100,13 +100,13 @@ class Replacer:
     def _places(self, text: str, spans: Spans) -> list[Place]:
         """Of two that overlap the longer stays, then what the detector found."""
         found = [Place(a, b, (type, canonical(type, text[a:b])), True) for a, b, type in spans]
-        if self._finder is None:
-            return found
-        known = [
-            Place(a, b, self._keys[number], False)
-            for a, b, number in self._finder.find(text)
-            if not self._is_common_word(number, text[a:b])
-        ]
+        known = [] if self._alone else list(_again(text, found))
+        if self._finder:
+            known += (
+                Place(a, b, self._keys[number], False)
+                for a, b, number in self._finder.find(text)
+                if not self._is_common_word(number, text[a:b])
+            )
         covered = {(place.start, place.end) for place in found}
         known = [place for place in known if (place.start, place.end) not in covered]
         if not known:
@@ -124,6 +124,16 @@ class Replacer:
         """A name of one word, written small, is a word: "mark", "will"."""
         text = self._texts[number]
         return self._keys[number][0] == "name" and " " not in text and old.islower() and not text.islower()
+
+
+def _again(text: str, found: list[Place]) -> Iterator[Place]:
+    """Names that are too short to be looked for everywhere ("Lee", "王明"), wherever else the same text has them."""
+    for place in found:
+        name = text[place.start : place.end]
+        if place.key[0] == "name" and not long_enough(name):
+            edge = "" if HAN.search(name) else r"\b"
+            for other in re.finditer(f"{edge}{re.escape(name)}{edge}", text):
+                yield Place(other.start(), other.end(), place.key, False)
 
 
 def context(text: str, places: list[Place], order: int) -> str:
