@@ -106,7 +106,7 @@ def test_a_short_name_is_replaced_wherever_its_own_text_has_it(tmp_path: Path, k
     source = jsonl(tmp_path / "a" / "a.jsonl", texts)
     scrub([source], tmp_path / "out", ScrubOptions(key_file=key, mode="mask"))
     assert texts_of(tmp_path / "out" / "a.jsonl") == [
-        "Mr [NAME] wrote. Then [NAME] rang, at Leeds, to bleep.", texts[1], "客户 [NAME]。[NAME]今天来过。", texts[3]
+        "Mr [NAME] wrote. Then [NAME] rang, at Leeds, to bleep.", texts[1], "患者：[NAME]。[NAME]今天来过。", texts[3]
     ]  # fmt: skip
     scrub([source], tmp_path / "alone", ScrubOptions(key_file=key, mode="mask", propagate=False))
     assert texts_of(tmp_path / "alone" / "a.jsonl")[0] == "Mr [NAME] wrote. Then Lee rang, at Leeds, to bleep."
