@@ -17,6 +17,7 @@ from veiltune.audit.lm import session
 from veiltune.audit.lm.options import LeakageOptions
 from veiltune.audit.lm.session import audit_model
 from veiltune.config import TrainConfig, parse_config
+from veiltune.customer.reporting import Reporter
 from veiltune.data.manifest import Manifest, read_manifest
 from veiltune.data.synth import SynthOptions, synthesise
 from veiltune.dp.session import train
@@ -128,6 +129,20 @@ def test_no_text_is_in_the_record(scene: Scene, leaky: LeakageRecord, manifest: 
     assert any(row["found"] and row["true"] in texts for row in samples)  # they are in the private part
 
 
+class Bars(Reporter):
+    """How far each phase came, and how far it was to go."""
+
+    def __init__(self) -> None:
+        self.bars: dict[str, tuple[int, int]] = {}
+
+    def phase(self, name: str, total: int) -> None:
+        self.bars[name] = (0, total)
+
+    def advance(self, done: int) -> None:
+        name, (_, total) = self.bars.popitem()
+        self.bars[name] = (done, total)
+
+
 def test_interrupted_and_taken_up_the_figures_are_the_same(
     scene: Scene, leaky: LeakageRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,8 +164,12 @@ def test_interrupted_and_taken_up_the_figures_are_the_same(
             kept,
             lambda box, *rest, honest=honest, **more: _only_base(box, leaky) or honest(box, *rest, **more),
         )
-    resumed = audit_model(options)
+    heard = Bars()
+    resumed = audit_model(options, reporter=heard)
     assert resumed.model_dump(exclude=OF_THE_GO) == leaky.model_dump(exclude=OF_THE_GO)
+    assert {"sample", "true prefix model"} <= set(heard.bars) and all(
+        done == total for done, total in heard.bars.values()
+    )
 
 
 def _only_base(box: Any, leaky: LeakageRecord) -> None:

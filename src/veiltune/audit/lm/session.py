@@ -234,7 +234,9 @@ class _Audit:
             )
             return _ragged(texts)
 
-        return _rows(self.stages.tensors("generations", make))
+        kept = self.stages.tensors("generations", make)
+        self.reporter.advance(size.generations)  # also where an earlier run has done it
+        return _rows(kept)
 
     def _membership(
         self, target: dict[str, list[Traced]], base: dict[str, list[Traced]], generations: list[list[int]]
@@ -311,6 +313,7 @@ class _Audit:
         for attack, ask in asking.items():
             self.reporter.phase(f"{attack.replace('_', ' ')} {name}", totals[attack])
             found[attack] = self._kept(f"{name}-{attack}", lambda ask=ask: ask(self.reporter.advance))  # type: ignore[misc]
+            self.reporter.advance(totals[attack])
         return {attack: judged(attack, guesses, self.targets) for attack, guesses in found.items()}
 
     def _kept(self, name: str, make: Callable[[], list[Guess]]) -> list[Guess]:
@@ -362,6 +365,7 @@ class _Audit:
             return {"ranks": torch.from_numpy(found), "sizes": torch.from_numpy(among)}
 
         kept = self.stages.tensors("ranks", make)
+        self.reporter.advance(len(chosen))
         return ranking.reconstruction(self.subjects, self.targets, chosen, kept["ranks"].numpy(), kept["sizes"].numpy())
 
     def _keep_samples(self, attempts: dict[str, Attempt]) -> None:
