@@ -9,14 +9,15 @@ import re
 _HIDDEN = "\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff"
 _ODD_BLANK = "\t\x0b\x0c\r\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"
 _SPACING = rf"[ {_ODD_BLANK}{_HIDDEN}]"
+_FULL_WIDTH = r"\uff0b\uff0d\uff0e\uff10-\uff19\uff20-\uff3a\uff3f\uff41-\uff5a"
 _WIDE = str.maketrans({code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)})
 _ODD = re.compile(
     rf"{_SPACING}++(?=\n)|(?<=\n){_SPACING}+|{_SPACING}{{2,}}|[{_ODD_BLANK}{_HIDDEN}]"
-    r"|[\uff0b\uff0d\uff0e\uff10-\uff19\uff20-\uff3a\uff3f\uff41-\uff5a]|[\u2010\u2011]"
-    r"|(?<=[0-9])[\u2012\u2013\u2212](?=[0-9])"
+    rf"|[{_FULL_WIDTH}]|[\u2010\u2011]|(?<=[0-9])[\u2012\u2013\u2212](?=[0-9])"
 )
 _BLANK = re.compile(rf"[ {_ODD_BLANK}]")
-_ASCII_ODD = ("  ", "\t", "\r", " \n", "\n ", "\x0b", "\x0c")
+_ODD_IN_ASCII = ("  ", "\t", "\r", " \n", "\n ", "\x0b", "\x0c")
+_ODD_BEYOND = re.compile(rf"[{_ODD_BLANK}{_HIDDEN}{_FULL_WIDTH}\u2010-\u2013\u2212]")  # far faster than `_ODD`
 
 
 def legible(text: str) -> tuple[str, list[int] | None]:
@@ -32,7 +33,7 @@ def legible(text: str) -> tuple[str, list[int] | None]:
     Returns:
         The legible text, and for each of its characters and its end the place in the text; None if they are the same.
     """
-    if not any(odd in text for odd in _ASCII_ODD) if text.isascii() else not _ODD.search(text):
+    if not any(odd in text for odd in _ODD_IN_ASCII) and (text.isascii() or not _ODD_BEYOND.search(text)):
         return text, None
     parts: list[str] = []
     places: list[int] = []
@@ -42,7 +43,8 @@ def legible(text: str) -> tuple[str, list[int] | None]:
         places += range(at, odd.start())
         places += [odd.start()] * len(plain)
         at = odd.end()
-    return "".join([*parts, text[at:]]), [*places, *range(at, len(text) + 1)]
+    seen = "".join([*parts, text[at:]])
+    return (text, None) if seen == text else (seen, [*places, *range(at, len(text) + 1)])
 
 
 def _usual(text: str, odd: re.Match[str]) -> str:
