@@ -146,8 +146,8 @@ def _known_number(number: str, region: str | None, *, valid: bool) -> bool:
     return bool(phonenumbers.is_valid_number(parsed) if valid else phonenumbers.is_possible_number(parsed))
 
 
-_CARD = re.compile(_EDGE + r"[1-6][0-9]{3,18}(?:[ -][0-9]{1,6}){0,5}")
-_CARD_LENGTHS = (16, 15, 14, 13, 19, 18, 17, 12)  # the likelier first, where a number follows
+_CARD = re.compile(_EDGE + r"[0-6][0-9]{3,18}(?:[ -][0-9]{1,6}){0,5}")
+_CARD_LENGTHS = (19, 16, 15, 14, 13, 18, 17, 12)  # where a number follows: rather too much than too little
 _IN_ACCOUNT = re.compile(r"(?<![^\W_])[A-Za-z]{2}[0-9]{2}(?:[ ][0-9A-Za-z]{4})*[ ]$")
 _LONGEST_ACCOUNT = 42
 
@@ -184,15 +184,25 @@ def _card_end(text: str, start: int, written: str) -> int:
     return 0
 
 
-_ISSUERS = re.compile(r"4|5[1-5]|2(?:2[2-9]|[3-6]|7[01]|720)|3[47]|6(?:011|4[4-9]|5|2)|35|30[0-59]|3[689]|1800|2131")
-_MAESTRO = re.compile(r"50|5[6-9]|6")
+_FROM_16 = (16, 17, 18, 19)
+_ISSUERS = tuple(
+    (re.compile(prefix), lengths)
+    for prefix, lengths in (
+        ("4", (13, 16, 19)),  # Visa
+        ("5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)", (16,)),  # Mastercard
+        ("3[47]", (15,)),  # American Express
+        ("6011|64[4-9]|65|62|35", _FROM_16),  # Discover, UnionPay, JCB
+        ("30[0-59]|3[689]", (14, 15, *_FROM_16)),  # Diners Club
+        ("1800|2131", (15,)),  # JCB
+        ("50|5[6-9]|6|0604", (12, 13, 14, 15, *_FROM_16)),  # Maestro
+    )
+)
 
 
 def is_card(digits: str) -> bool:
-    """Whether digits are a card number by issuer, length and Luhn's check."""
-    if not 12 <= len(digits) <= 19 or not (_MAESTRO.match(digits) or (len(digits) >= 13 and _ISSUERS.match(digits))):
-        return False
-    return luhn_digit(digits[:-1]) == digits[-1]
+    """Whether digits are a card number by issuer, its lengths and Luhn's check."""
+    lengths = next((lengths for prefix, lengths in _ISSUERS if prefix.match(digits)), ())
+    return len(digits) in lengths and luhn_digit(digits[:-1]) == digits[-1]
 
 
 def luhn_digit(digits: str) -> str:
