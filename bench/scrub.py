@@ -149,14 +149,18 @@ def variants(detectors: Sequence[str], ner: str) -> list[tuple[str, str]]:
 
 
 def left(manifest: Manifest, source: Path, output: Path) -> dict[str, list[float]]:
-    """Share of the values of persons in the files that stand anywhere in the scrubbed files, by letters and digits."""
+    """Share of the values in the files that still stand anywhere in the scrubbed ones, by letters and digits."""
     scrub([source / f"{name}.jsonl" for name in FILES], output, ScrubOptions(person_column="person", contexts=0))
-    texts = [json.loads(line)["text"] for name in FILES for line in (output / f"{name}.jsonl").open()]
+    texts = [
+        [json.loads(line)["text"] for name in FILES for line in (folder / f"{name}.jsonl").open()]
+        for folder in (source, output)
+    ]
     result = {}
     for type in MANIFEST_TYPES:
-        plain = "\n".join(normalise(text, type) for text in texts)
-        persons = [person for person in manifest.persons if person.split != "out"]
-        result[type] = share(sum(normalise(person.values[type], type) in plain for person in persons), len(persons))
+        before, after = ("\n".join(normalise(text, type) for text in side) for side in texts)
+        values = {normalise(person.values[type], type) for person in manifest.persons}
+        there = [value for value in values if value in before]
+        result[type] = share(sum(value in after for value in there), len(there))
     return result
 
 
