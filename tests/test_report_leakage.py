@@ -63,6 +63,8 @@ def test_models_without_any_leak_prove_nothing(page: Build, tmp_path: Path) -> N
     turned = write_model(tmp_path / "turned", leakage(0.2, 0.0))
     found = page(turned, guarded)[1].text
     assert "Nothing to compare" not in found and "told with the ranking turned round" in found
+    proven = write_model(tmp_path / "proven", defended(audited_epsilon=bound(0.4, 8.0)))
+    assert "Nothing to compare" not in page(proven, guarded)[1].text
     found = page(two, guarded)[1].text
     assert "Nothing to compare" not in found and "guard: protected strings, top-k 50" in found
 
