@@ -253,3 +253,15 @@ def test_a_missing_package_is_named(module: str, options: dict[str, str], monkey
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=rf"need {module}: pip install '.\[scrub\]'"):
         Detector(DetectorOptions(**options))  # type: ignore[arg-type]
+
+
+def test_those_that_stay_are_as_by_looking_at_all_pairs() -> None:
+    rng = random.Random(0)
+    for _ in range(300):
+        starts = [rng.randint(0, 40) for _ in range(rng.randint(0, 12))]
+        candidates = [Found(a, a + rng.randint(1, 9), rng.choice(TYPES), rng.choice((0.5, 1.0))) for a in starts]
+        kept: list[Found] = []
+        for found in sorted(candidates, key=lambda f: (TYPES.index(f.type), f.start - f.end, -f.score, f.start)):
+            if all(found.end <= other.start or other.end <= found.start for other in kept):
+                kept.append(found)
+        assert without_overlaps(candidates) == sorted(kept)

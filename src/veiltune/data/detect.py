@@ -17,6 +17,7 @@ Of two that overlap, the type that comes first in `TYPES` stays.
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -185,15 +186,17 @@ def without_overlaps(candidates: Sequence[Found]) -> list[Found]:
     """
     if len(candidates) < 2:
         return list(candidates)
-    kept: list[Found] = []
+    kept: list[Found] = []  # disjoint, in the order of the text
     for found in sorted(candidates, key=lambda f: (TYPES.index(f.type), f.start - f.end, -f.score, f.start)):
         if not _overlaps(found, kept):
-            kept.append(found)
-    return sorted(kept)
+            bisect.insort(kept, found)
+    return kept
 
 
-def _overlaps(found: Found, others: Sequence[Found]) -> bool:
-    return any(found.start < other.end and other.start < found.end for other in others)
+def _overlaps(found: Found, kept: list[Found]) -> bool:
+    """Whether one overlaps others, disjoint and in order: only the last that begins before its end can."""
+    before = bisect.bisect_left(kept, found.end, key=lambda other: other.start)
+    return before > 0 and kept[before - 1].end > found.start
 
 
 def _load_presidio() -> Any:
