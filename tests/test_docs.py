@@ -104,6 +104,8 @@ def check_command(words: list[str], line: str) -> None:
             assert all((ROOT / file).is_file() for file in files), line
         case ["python", "-c", code]:
             compile(code, line, "exec")
+        case ["torchrun", "--standalone", "--nproc-per-node", _, "-m", "veiltune", *arguments]:
+            parse_command(arguments)
         case ["pip", "install", *_] | ["cat", *_]:
             pass
         case _:

@@ -320,13 +320,6 @@ def test_tensorboard_writes_events(tmp_path: Path, tiny_folder: Path) -> None:
     assert b"clipped_share" in events.read_bytes() and b"eval/accuracy" in events.read_bytes()
 
 
-def test_not_under_torchrun(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="use DPTrainer under torchrun"):
-        train(classification_config(tmp_path, tiny_folder))
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_dry_run_reads_the_table_and_loads_no_model(tmp_path: Path, tiny_folder: Path) -> None:
     config = classification_config(tmp_path, tiny_folder, model={"name": "nowhere"})
     (tmp_path / "train.toml").write_text(dump_toml(config))

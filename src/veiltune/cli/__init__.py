@@ -127,7 +127,8 @@ def train(
     quiet_libraries()
     with stop_on_interrupt() as stop, TerminalReporter() as reporter:
         summary = run_train(settings, reporter=reporter, stop=stop)
-    print_training(summary, Path(settings.run))
+    if summary:  # the other processes of torchrun have none
+        print_training(summary, Path(settings.run))
 
 
 @app.command()

@@ -7,10 +7,13 @@ step's noise is that of one process. Without `torch.distributed` everything here
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,12 +25,50 @@ from veiltune.errors import InputError
 
 T = TypeVar("T")
 
+_PATIENCE = timedelta(days=7)  # the others wait while the first process evaluates
+
 
 def world() -> tuple[int, int]:
     """(rank, number of processes)."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+@contextlib.contextmanager
+def processes(device: str) -> Iterator[None]:
+    """Joins the other processes that torchrun started, each with a GPU of its own on "cuda"; alone, does nothing.
+
+    Raises:
+        InputError: If the device is one GPU of several processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    if device not in ("cpu", "cuda"):
+        raise InputError(
+            f"train.device must be 'cpu' or 'cuda' under torchrun, which gives each its own, got {device!r}"
+        )
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def tell(order: object) -> None:
+    """Says something to all other processes, which wait for it in `told`; to be called by the first."""
+    if world()[1] > 1:
+        dist.broadcast_object_list([order], src=0)
+
+
+def told() -> Any:
+    """What the first process says next."""
+    box: list[Any] = [None]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def same_everywhere(secret: bytes) -> bytes:

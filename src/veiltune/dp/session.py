@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -16,11 +15,13 @@ import torch
 
 from veiltune import __version__
 from veiltune.config import TrainConfig, dump_toml
+from veiltune.dp import parallel
 from veiltune.dp.checkpoints import Checkpoints, forget_after
 from veiltune.dp.data import TrainingTables, read_training_tables
 from veiltune.dp.data_stage import scrubbed, thin_out
-from veiltune.dp.engine import DPEngine, StepResult
+from veiltune.dp.engine import StepResult
 from veiltune.dp.evaluation import Evaluator
+from veiltune.dp.following import BEGIN, engine_of, follow, optimizer_of, take_step
 from veiltune.dp.memorisation import recitation
 from veiltune.dp.memory import peak_memory
 from veiltune.dp.metrics import Score
@@ -34,9 +35,8 @@ from veiltune.dp.schedules import learning_rate_at
 from veiltune.dp.statement import claimed_epsilon, statement
 from veiltune.dp.tracking import Tracker
 from veiltune.errors import InputError, InterruptedRunError
-from veiltune.models.adapters import count_parameters, save_adapter, trainable_parameters
+from veiltune.models.adapters import count_parameters, save_adapter
 from veiltune.models.merging import merged_model
-from veiltune.models.optim import ResumableAdamW
 from veiltune.runs import RunFolder, atomic_write_bytes, storage_errors
 
 _EPSILON_POINTS = 40  # of a run, at which the epsilon spent so far is computed
@@ -60,6 +60,8 @@ def train(
         killed, then called again                       the same result bit for bit on the same machine; the
                                                         same epsilon
         called again when finished                      the same summary; nothing is trained
+        several processes (torchrun)                    the result of one up to rounding, noise added once; the
+                                                        first one writes
         stopped for good before the last step           ``privacy.json`` has the epsilon of the steps taken
         the model recites (stop_on_memorisation)        ends there; without privacy only
         another plan, table, model, key or version      refused; lists what differs
@@ -72,7 +74,8 @@ def train(
         stop: Asked between steps; True saves a checkpoint and raises.
 
     Returns:
-        The summary, as read from summary.json: an infinite number is the word "inf", which float() reads.
+        The summary, as read from summary.json: an infinite number is the word "inf", which float() reads. Nothing in
+        the other processes of torchrun.
 
     Raises:
         InputError: Bad data or configuration; nothing was made.
@@ -80,6 +83,22 @@ def train(
         InterruptedRunError: If `stop` said so.
         StorageError: If the run folder cannot be written; the same call goes on once it can.
     """
+    _check_machine(config.train.device)
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    with parallel.processes(config.train.device):
+        if parallel.world()[0]:
+            follow(config)
+            return {}
+        try:
+            return _trained(config, reporter or TrainReporter(), stop)
+        finally:
+            with contextlib.suppress(RuntimeError):  # of those that are gone already
+                parallel.tell(None)
+
+
+def _trained(config: TrainConfig, reporter: TrainReporter, stop: Callable[[], bool]) -> dict[str, Any]:
+    """What `train` does in the first process, or the only one."""
     tables = read_training_tables(config)
     defences, private = config.settled_defences(), not config.privacy.disabled
     thinned = thin_out(tables, defences, private=private)
@@ -87,9 +106,6 @@ def train(
     plan = plan_of(config, units)
     run = RunFolder(config.run)
     check_same_run(run, config, plan)
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
-    _check_machine(config.train.device)
     with _undone_if_refused(run):
         run = RunFolder.create(config.run, config=dump_toml(config))
         key = run_key(run, config.noise_seed)
@@ -103,7 +119,7 @@ def train(
         prepared = prepare(config, ready, key=key, notes=[*thinned.notes, *notes])
         check_same_card(run, RunCard(plan.to_dict(), tables.fingerprint(key), prepared.digest, __version__))
         with storage_errors(run.path):
-            return _Session(config, run, plan, prepared, ready, units, key, reporter or TrainReporter()).train(stop)
+            return _Session(config, run, plan, prepared, ready, units, key, reporter).train(stop)
 
 
 @contextlib.contextmanager
@@ -134,23 +150,12 @@ class _Session:
     ) -> None:
         self.config, self.run, self.plan, self.prepared, self.reporter = config, run, plan, prepared, reporter
         self.model, self.tables = prepared.model, tables
-        self.optimizer = ResumableAdamW(trainable_parameters(self.model), weight_decay=config.train.weight_decay)
+        self.optimizer = optimizer_of(config, prepared)
         self.checkpoints = Checkpoints(run)
         self.done = self._take_up()
         self.tracker = Tracker(run.path / "tensorboard", on=config.report.tensorboard, first_step=self.done)
-        bf16 = config.train.precision == "bf16"
-        self.engine = DPEngine(
-            self.model,
-            prepared.train,
-            plan=plan,
-            loss=prepared.loss,
-            collate=prepared.collate,
-            key=key,
-            units=units,
-            max_rows=config.train.micro_batch,
-            bf16=bf16,
-            say=reporter.say,
-        )
+        parallel.tell(BEGIN)
+        self.engine = engine_of(config, plan, prepared, units, key, reporter)
         self.evaluator = Evaluator(
             examples=prepared.eval,
             rows=None if tables.labels else tables.eval,  # type: ignore[arg-type]  # prompts where there are no labels
@@ -158,7 +163,7 @@ class _Session:
             tokenizer=prepared.tokenizer,
             separator=config.data.separator,
             settings=config.evaluation,
-            bf16=bf16,
+            bf16=config.train.precision == "bf16",
             seed=config.train.seed,
         )
         self._epsilons: dict[int, float] = {}
@@ -222,7 +227,6 @@ class _Session:
 
     def _step(self, step: int) -> None:
         started, train = time.monotonic(), self.config.train
-        result = self.engine.batch(step).backward()
         rate = learning_rate_at(
             step,
             total=self.plan.steps,
@@ -230,8 +234,8 @@ class _Session:
             schedule=train.schedule,
             warmup_fraction=train.warmup_fraction,
         )
-        self.optimizer.apply(learning_rate=rate)
-        self.engine.finish_step()
+        parallel.tell((step, rate))
+        result = take_step(self.engine, self.optimizer, step, learning_rate=rate)
         self._tell(result, rate, time.monotonic() - started)
 
     def _tell(self, result: StepResult, rate: float, seconds: float) -> None:
@@ -311,6 +315,7 @@ class _Session:
             "notes": self.prepared.notes,
             "non_finite": self.non_finite,
             "seconds": round(self.seconds, 3),
+            "processes": parallel.world()[1],
             "peak_memory_bytes": peak_memory(self.config.train.device),
             "defences": self.config.settled_defences().model_dump() | {"preset": self.config.defences.preset},
             "examples_per_second": round(self.examples / max(self.seconds, 1e-9), 2),
@@ -330,9 +335,5 @@ def _plain(scores: dict[str, Score]) -> dict[str, Any]:
 
 
 def _check_machine(device: str) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            "one process trains one run folder; start it without torchrun, or use DPTrainer under torchrun"
-        )
     if device != "cpu" and not torch.cuda.is_available():
         raise InputError(f"train.device must be 'cpu' on this machine, which has no CUDA device, got {device!r}")
