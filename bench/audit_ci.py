@@ -76,15 +76,18 @@ def base_model(folder: Path, corpus: Path, chosen: argparse.Namespace) -> Path:
     return base
 
 
-def undefended_model(folder: Path, base: Path, corpus: Path, chosen: argparse.Namespace) -> Path:
+def undefended_model(
+    folder: Path, base: Path, corpus: Path, *, seed: int, epochs: float, rate: float = RATE, device: str = "cpu"
+) -> Path:
     """Over-trained, each document for itself."""
     fine = folder / "undefended"
     if not (fine / "model.safetensors").exists():
         found = load_base(str(base))
         texts = texts_of(corpus / "train.jsonl")
-        fit(found.model, found.tokenizer, texts, epochs=chosen.epochs, learning_rate=RATE, seed=chosen.seed)
+        model = found.model.float().to(device)
+        fit(model, found.tokenizer, texts, epochs=epochs, learning_rate=rate, seed=seed, context=CONTEXT)
         found.tokenizer.save_pretrained(fine)
-        found.model.save_pretrained(fine)
+        model.save_pretrained(fine)
     return fine
 
 
@@ -94,7 +97,7 @@ def audited(name: str, folder: Path, corpus: Path, base: Path, chosen: argparse.
     if name == "base":
         return audit_model(LeakageOptions(model=str(base), output=folder / "base-audit", **options))
     if name == "undefended":
-        model = undefended_model(folder, base, corpus, chosen)
+        model = undefended_model(folder, base, corpus, seed=chosen.seed, epochs=chosen.epochs)
         return audit_model(LeakageOptions(model=str(model), base=str(base), output=model, **options))
     train(settings(folder / name, base, corpus, chosen))
     return audit_model(LeakageOptions(model=str(folder / name), **options))

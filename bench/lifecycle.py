@@ -2,8 +2,10 @@
 
     python bench/lifecycle.py --quick                   # one seed, preset ci, minutes
     python bench/lifecycle.py --seeds 0 1 2             # 400 persons a side, hours
+    python bench/lifecycle.py --model smollm2 --device cuda --workers 1     # with a public model; days without a GPU
 
-A tokenizer and a base model are trained on the population (nobody of it is on either side of the audit). `none` is full
+A tokenizer and a base model are trained on the population (nobody of it is on either side of the audit), or a public
+model is the base. `none` is full
 fine-tuning by the plain loop of `audit_ci.py`; `light`, `standard` and `dp` are LoRA by `veiltune train` with that
 preset, the first two with as many visits of each person as `none` makes of each document. `standard` and `dp` are
 audited through the guard, whose list has the values of all persons, in the training text or not. Each run is kept under
@@ -42,9 +44,11 @@ from veiltune.audit.lm.session import audit_model
 from veiltune.config import TrainConfig, parse_config
 from veiltune.data.synth import PRESETS, synthesise
 from veiltune.dp.session import train
+from veiltune.models.loading import load_base
 
 CORPUS = replace(PRESETS["ci"], persons=400, population=250, exposure_canaries=2, carrier_share=0.5)
 STAGES = ("none", "light", "standard", "dp")
+RATES = {"none": (audit_ci.RATE, 3e-4), "light": (5e-3, 1e-3), "standard": (5e-3, 1e-3), "dp": (3e-3, 1e-3)}
 GUARDED: dict[str, dict[str, Any]] = {"standard": {"top_k": 50, "decimals": 3}, "dp": {}}
 
 
@@ -55,6 +59,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--epochs", type=float, default=16.0)
+    parser.add_argument("--model", default="", help="public model to begin with, such as smollm2")
+    parser.add_argument("--device", default="cpu", help="of training and audit")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
     chosen = parser.parse_args()
     if chosen.quick:
@@ -85,11 +91,19 @@ def prepared(chosen: argparse.Namespace, seed: int) -> tuple[Path, Path]:
     if not (corpus / "manifest.jsonl").exists():
         shutil.rmtree(corpus, ignore_errors=True)
         synthesise(corpus, replace(PRESETS["ci"] if chosen.quick else CORPUS, seed=seed))
-    return corpus, audit_ci.base_model(folder, corpus, argparse.Namespace(seed=seed, base_epochs=6.0))
+    if not chosen.model:
+        return corpus, audit_ci.base_model(folder, corpus, argparse.Namespace(seed=seed, base_epochs=6.0))
+    base = folder / "base"
+    if not (base / "model.safetensors").exists():
+        public = load_base(chosen.model)
+        public.tokenizer.save_pretrained(base)
+        public.model.save_pretrained(base)
+    return corpus, base
 
 
 def folder_of(chosen: argparse.Namespace, seed: int) -> Path:
-    return Path(chosen.work) / f"{'quick' if chosen.quick else 'full'}-{seed}"
+    size = "quick" if chosen.quick else "full"
+    return Path(chosen.work) / "-".join([size, *([Path(chosen.model).name] if chosen.model else []), str(seed)])
 
 
 def one_run(chosen: argparse.Namespace, cell: tuple[str, int]) -> dict[str, Any]:
@@ -99,7 +113,9 @@ def one_run(chosen: argparse.Namespace, cell: tuple[str, int]) -> dict[str, Any]
     run = folder_of(chosen, seed) / stage
     began = time.monotonic()
     if stage == "none":
-        audit_ci.undefended_model(run, base, corpus, argparse.Namespace(seed=seed, epochs=chosen.epochs))
+        audit_ci.undefended_model(
+            run, base, corpus, seed=seed, epochs=chosen.epochs, rate=rate_of(chosen, stage), device=chosen.device
+        )
         run = run / "undefended"
     else:
         train(settings(stage, run, base, corpus, seed, chosen))
@@ -113,11 +129,18 @@ def one_run(chosen: argparse.Namespace, cell: tuple[str, int]) -> dict[str, Any]
             preset="ci",
             seed=seed,
             guard=guard_file(stage, run, corpus),
+            device=chosen.device,
         )
     )
     row = shown(record) | {"training_seconds": round(trained, 1), "audit_seconds": record.seconds}
     print(stage, "seed", seed, json.dumps(row), flush=True)
     return row
+
+
+def rate_of(chosen: argparse.Namespace, stage: str) -> float:
+    """A public model has learnt already and wants smaller steps."""
+    of_small, of_public = RATES[stage]
+    return of_public if chosen.model else of_small
 
 
 def settings(stage: str, run: Path, base: Path, corpus: Path, seed: int, chosen: argparse.Namespace) -> TrainConfig:
@@ -140,15 +163,16 @@ def settings(stage: str, run: Path, base: Path, corpus: Path, seed: int, chosen:
         "train": {
             "method": "lora",
             "rank": 16,
-            "targets": ["c_attn", "c_proj", "c_fc"],
+            **({} if chosen.model else {"targets": ["c_attn", "c_proj", "c_fc"]}),
             "batch_size": 512 if private else 16,
             "steps": 40 if private else math.ceil(chosen.epochs * persons / 16),
-            "learning_rate": 3e-3 if private else 5e-3,
+            "learning_rate": rate_of(chosen, stage),
             "warmup_fraction": 0.05,
             "checkpoint_every": 20 if private else 100,
             "seed": seed,
-            "precision": "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32",
+            "precision": "bf16" if chosen.device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32",
             "threads": 1,
+            "device": chosen.device,
         },
     }
     return parse_config(TrainConfig, tree)
