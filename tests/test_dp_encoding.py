@@ -187,6 +187,8 @@ def test_collate_of_classes() -> None:
 def test_collate_refusals() -> None:
     with pytest.raises(InputError, match="collate needs at least one example"):
         collate([], pad_id=0)
+    with pytest.raises(InputError, match="pad_id must be a token id, got None"):
+        collate([Classified([1], 0)], pad_id=None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="padding_side 'lft' is unknown; did you mean 'left'"):
         collate([Classified([1], 0)], pad_id=0, padding_side="lft")  # type: ignore[arg-type]
 

@@ -96,6 +96,23 @@ def test_known_values_are_all_replaced(corpus: Path, manifest: Manifest, tmp_pat
     assert survivors(manifest, tmp_path / "out", "name") == 0
 
 
+def test_full_width_numbers_go_through_every_mode(tmp_path: Path, key: Path) -> None:
+    """The default mode once ended in a KeyError that showed the number."""
+    texts = [
+        "身份证号：１１０１０５１９４９１２３１００２Ｘ",
+        "ＤＥ８９３７０４００４４０５３２０１３０００",
+        "Call +14155552671 or (415) 555-2671.",
+    ]
+    source = jsonl(tmp_path / "a" / "a.jsonl", texts)
+    for number, options in enumerate(({}, {"propagate": False}, {"mode": "mask"}, {"mode": "remove"})):
+        out = tmp_path / str(number)
+        scrub([source], out, ScrubOptions(key_file=key, **options))  # type: ignore[arg-type]
+        found = texts_of(out / "a.jsonl")
+        assert all(new != old for new, old in zip(found, texts, strict=True))
+        if not options:
+            assert re.fullmatch(r"Call \+1(\d{3})(555)(01\d\d) or \(\1\) \2-\3\.", found[2])
+
+
 def test_a_short_name_is_replaced_wherever_its_own_text_has_it(tmp_path: Path, key: Path) -> None:
     texts = [
         "Mr Lee wrote. Then Lee rang, at Leeds, to bleep.",

@@ -320,6 +320,21 @@ def test_tensorboard_writes_events(tmp_path: Path, tiny_folder: Path) -> None:
     assert b"clipped_share" in events.read_bytes() and b"eval/accuracy" in events.read_bytes()
 
 
+def test_a_length_without_room_for_text(tmp_path: Path, tiny_folder: Path) -> None:
+    """[CLS] and [SEP] alone would be a run on nothing."""
+    with pytest.raises(InputError, match="room beside the 2 tokens"):
+        train(classification_config(tmp_path, tiny_folder, data={"max_length": 2}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_classes_are_said_to_be_outside_the_claim(tmp_path: Path, tiny_folder: Path) -> None:
+    config = classification_config(tmp_path, tiny_folder, noise_seed=None, train={"steps": 2})
+    train(config)
+    privacy = run_of(config).read_json("privacy.json")
+    assert "one person" in privacy["not_covered"]["the classes"] and privacy["covered"].endswith("made from it alone")
+    assert "which classes" in str(dry_run(config))
+
+
 def test_a_dry_run_reads_the_table_and_loads_no_model(tmp_path: Path, tiny_folder: Path) -> None:
     config = classification_config(tmp_path, tiny_folder, model={"name": "nowhere"})
     (tmp_path / "train.toml").write_text(dump_toml(config))

@@ -18,7 +18,7 @@ from runs_helper import wait_until
 from train_helper import classification_config
 from veiltune.config import TrainConfig, dump_toml
 from veiltune.dp.session import train
-from veiltune.errors import InputError, PrivacyError
+from veiltune.errors import InputError, InterruptedRunError, PrivacyError, RunInUseError, StorageError
 from veiltune.runs import RunFolder
 
 STEPS, EVERY, KILLED_AT = 60, 8, 27  # or a little later
@@ -142,3 +142,21 @@ def test_global_randomness_is_left_alone(configure: Configure) -> None:
     torch.manual_seed(5)
     train(configure("quiet", train={"steps": 2}))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_run_folder_has_one_writer(tmp_path: Path, tiny_folder: Path) -> None:
+    config = classification_config(tmp_path, tiny_folder, train={"steps": 2})
+    with pytest.raises(InterruptedRunError):
+        train(config, stop=lambda: True)
+    before = sorted(path.name for path in Path(config.run).rglob("*"))
+    with RunFolder(config.run).held(), pytest.raises(RunInUseError, match="another process is at work in"):
+        train(config)
+    assert sorted(path.name for path in Path(config.run).rglob("*")) == before
+    train(config)
+
+
+def test_a_run_that_is_a_file(tmp_path: Path, tiny_folder: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StorageError, match="cannot write"):
+        train(classification_config(tmp_path, tiny_folder, run=str(tmp_path / "file")))
+    assert (tmp_path / "file").read_text() == "mine"

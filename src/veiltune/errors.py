@@ -30,6 +30,10 @@ class InputError(VeiltuneError, ValueError):
     """Something the caller gave is unusable."""
 
 
+class RunInUseError(InputError):
+    """Another process writes the run folder."""
+
+
 class ConfigError(InputError):
     """A configuration value is unknown, missing or out of range."""
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from veiltune.errors import InputError, StorageError, VeiltuneError
+from veiltune.errors import InputError, RunInUseError, StorageError, VeiltuneError
 
 _TEMPORARY = ".tmp-"
 
@@ -119,6 +119,27 @@ class RunFolder:
             raise InputError(f"{run.path} holds a run with another configuration; name another folder as `run`")
         run._drop_torn_line()
         return run
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[RunFolder]:
+        """This folder, while no other process holds it; where the system has no such locks, unchecked.
+
+        Raises:
+            RunInUseError: If one does.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield self
+            return
+        with storage_errors(self.path), (self.private / "lock").open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunInUseError(
+                    f"another process is at work in {self.path}; wait for it, or name another folder as `run`"
+                ) from None
+            yield self
 
     @property
     def kind(self) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from veiltune.data.detect_patterns import LIKELY, WEAK, Place
 
 _UPPER, _LETTER = "A-Z\u00c0-\u00d6\u00d8-\u00de\u0104\u010c\u0141\u015a\u0160\u017d", r"[^\W\d_]"
-_WORD = rf"(?:[{_UPPER}]{_LETTER}+(?:['\u2019-]{_LETTER}+)*+|[{_UPPER}]['\u2019][{_UPPER}]{_LETTER}+)"
+_MORE = rf"(?:['\u2019-]{_LETTER}+)*+"
+_WORD = rf"(?:[{_UPPER}]{_LETTER}+{_MORE}|[{_UPPER}]['\u2019][{_UPPER}]{_LETTER}+{_MORE})"
 _INITIAL = rf"(?:[{_UPPER}]\.[ ]?)"
 _FULL = rf"{_WORD}[ ](?:{_INITIAL}{{0,2}}|(?:{_WORD}|van|von|de|der|da|di|la|le|bin|al)[ ]){_WORD}"
 _FULL_OR_TWO = rf"(?:{_INITIAL}{{1,2}}{_WORD}|{_FULL}|{_WORD}[ ]{_WORD})"
@@ -130,7 +131,7 @@ _KIND = (
     "|Route|Freeway|Hollow|Bypass|Spur"
 )
 _UNIT = r"(?:Suite|Room|Office|Unit|Apt\.?|Apartment|Flat|Floor|Ste\.?)[ ]?#?[0-9]{1,5}[A-Za-z]?"
-_PLACE = rf"(?:,[ ]|,?\n[ ]?){_WORD}(?:[ -]{_WORD}){{0,2}}"
+_PLACE = rf"(?:,[ ]|,?\n[ ]?){_WORD}(?!\w)(?:[ -]{_WORD}(?!\w)){{0,2}}"
 _CODE = r"(?:[0-9]{5}(?:-[0-9]{4})?|[A-Z]{1,2}[0-9][0-9A-Z]?[ ][0-9][A-Z]{2})(?!\w)"  # American, German, ...; British
 _STATE = rf"(?:[A-Z]{{2}}\b|{_WORD}(?:[ ]{_WORD})?(?=,?\s{_CODE}))"
 _TAIL = rf"(?:,?\s{_UNIT})?(?:{_PLACE})?(?:,?\s{_STATE})?(?:,?\s{_CODE})?"

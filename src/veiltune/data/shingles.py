@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veiltune._validate import in_range
+from veiltune.data.legible import legible
 from veiltune.data.optional import need
 
 UInt32 = NDArray[np.uint32]
@@ -33,7 +34,8 @@ def plain(text: str) -> list[str]:
     >>> plain("Hello,  WORLD!  你好"), plain("hello world") == plain("Hello... World?")
     (['hello', 'world', '你', '好'], True)
     """
-    return _WORDS.findall(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()))
+    seen, _ = legible(text)
+    return _WORDS.findall(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold()))
 
 
 def exact_hash(text: str | list[str]) -> bytes:

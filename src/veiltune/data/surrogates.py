@@ -36,13 +36,14 @@ def canonical(type: str, value: str) -> str:
     if one_of(TYPES, type=type) == "phone":
         return _national(value)
     if type in ("iban", "card", "us_ssn", "zh_id"):
-        return re.sub(r"[\W_]", "", value).upper()
+        return re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", legible(value)[0])).upper()
     return " ".join(fold(value)[0].split())
 
 
 def _national(phone: str) -> str:
-    digits = re.sub(r"[^0-9]", "", re.split("x|ext", fold(phone)[0])[0])
-    if len(digits) == 11 and digits[0] == "1" and digits[1] in "23456789" and re.match(r"\+?1[ .(-]", phone):
+    phone = fold(phone)[0]
+    digits = re.sub(r"[^0-9]", "", re.split("x|ext", phone)[0])
+    if len(digits) == 11 and digits[0] == "1" and digits[1] in "23456789" and re.match(r"\+1|1[ .(-]", phone):
         return digits[1:]
     return re.sub(r"^(?:00)?86(?=1[0-9]{10}$)", "", digits)
 

@@ -202,9 +202,13 @@ def encode_texts_with_labels(
 
     Raises:
         DataError: If the lengths differ or a text has no tokens; names its row.
-        InputError: If max_length is not at least 1.
+        InputError: If max_length leaves no room beside the special tokens.
     """
-    positive_int(max_length=max_length)
+    special = tokenizer.num_special_tokens_to_add()
+    if positive_int(max_length=max_length) <= special:
+        raise InputError(
+            f"max_length must leave room beside the {special} tokens that the tokenizer adds, got {max_length}"
+        )
     if len(texts) != len(classes):
         raise DataError(f"classes must be one a text, got {len(classes)} for {len(texts)} texts")
     kept = _ids(tokenizer, texts, add_special_tokens=True, truncation=True, max_length=max_length)
@@ -243,6 +247,8 @@ def collate(
         InputError: If there is no example (an empty Poisson batch has nothing to run) or the side is unknown.
     """
     one_of(("right", "left"), padding_side=padding_side)
+    if not isinstance(pad_id, int):
+        raise InputError(f"pad_id must be a token id, got {pad_id!r}; where the tokenizer has none, 0 will do")
     if not examples:
         raise InputError("collate needs at least one example; skip the model on an empty batch")
     batch = {

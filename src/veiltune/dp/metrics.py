@@ -163,7 +163,7 @@ def accuracy_scores(predictions: Tensor | Sequence[int], classes: Tensor | Seque
 
     predicted, true = torch.as_tensor(predictions), torch.as_tensor(classes)
     if predicted.is_floating_point() and predicted.isnan().any():
-        raise InputError("predictions must not be nan; the model has diverged")
+        raise InputError("predictions must not be nan: the model has diverged; lower the learning rate, in a new run")
     if predicted.ndim == 2:
         predicted = predicted.argmax(dim=1)
     if predicted.shape != true.shape or true.ndim != 1 or not len(true):

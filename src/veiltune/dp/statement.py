@@ -16,6 +16,11 @@ _NOT_COVERED = {
     "private/": "the key removes the noise, and the rest of the folder may show text: never hand it out",
 }
 
+_CLASSES = (
+    "taken from the table as they are: a class that only one person's rows have tells of that person, by the shape of"
+    " adapter/ and by its name in what is merged"
+)
+
 
 def statement(config: TrainConfig, plan: DPPlan, *, steps_taken: int) -> dict[str, Any]:
     """The content of privacy.json.
@@ -39,9 +44,7 @@ def statement(config: TrainConfig, plan: DPPlan, *, steps_taken: int) -> dict[st
         "steps_taken": steps_taken,
         "epsilon_of_steps_taken": math.inf if config.noise_seed is not None else plan.epsilon_after(steps_taken),
         "covered": _covered(config) if plan.private and config.noise_seed is None else "nothing",
-        "not_covered": {
-            name: why for name, why in _NOT_COVERED.items() if name != "tensorboard/" or config.report.tensorboard
-        },
+        "not_covered": _not_covered(config),
         "randomness": randomness(config),
         "warnings": run_warnings(config, plan),
         "statement": description(config, plan),
@@ -49,9 +52,14 @@ def statement(config: TrainConfig, plan: DPPlan, *, steps_taken: int) -> dict[st
     }
 
 
+def _not_covered(config: TrainConfig) -> dict[str, str]:
+    shown = {name: why for name, why in _NOT_COVERED.items() if name != "tensorboard/" or config.report.tensorboard}
+    return shown | ({"the classes": _CLASSES} if config.model.task == "classification" else {})
+
+
 def _covered(config: TrainConfig) -> str:
     merged = " and merged/" if config.train.save_merged else ""
-    return f"adapter/{merged}, and whatever is made from them alone"
+    return f"adapter/{merged}, and whatever is made from {'them' if merged else 'it'} alone"
 
 
 def claimed_epsilon(config: TrainConfig, plan: DPPlan) -> float:
