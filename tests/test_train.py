@@ -320,6 +320,13 @@ def test_tensorboard_writes_events(tmp_path: Path, tiny_folder: Path) -> None:
     assert b"clipped_share" in events.read_bytes() and b"eval/accuracy" in events.read_bytes()
 
 
+def test_more_epsilon_than_a_plan_can_have_is_said(tmp_path: Path, tiny_folder: Path) -> None:
+    privacy = {"noise_multiplier": None, "epsilon": 1e9}
+    assert "epsilon 1e+09 was asked for" in str(dry_run(classification_config(tmp_path, tiny_folder, privacy=privacy)))
+    privacy["epsilon"] = 8.0
+    assert "was asked for" not in str(dry_run(classification_config(tmp_path, tiny_folder, privacy=privacy)))
+
+
 def test_a_length_without_room_for_text(tmp_path: Path, tiny_folder: Path) -> None:
     """[CLS] and [SEP] alone would be a run on nothing."""
     with pytest.raises(InputError, match="room beside the 2 tokens"):

@@ -42,7 +42,7 @@ def predict(
     """
     run = RunFolder(run_path)
     if not (run.path / "summary.json").exists():
-        raise InputError(f"{run.path} is not the folder of a finished run; finish it with `veiltune tune` first")
+        raise InputError(f"{run.path} is not the folder of a finished run; finish it with the command that began it")
     if output.exists():
         raise InputError(f"{output} exists; name another file for the predictions")
     config = load_config(TuneConfig, run.config_path, [])

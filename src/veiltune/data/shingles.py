@@ -29,9 +29,9 @@ _FOUND = 0.99
 
 
 def plain(text: str) -> list[str]:
-    """Words of a text casefolded and in NFKC, a Chinese character being a word; the rest does not count.
+    r"""Words of a text casefolded and in NFKC, a Chinese character being a word; the rest does not count.
 
-    >>> plain("Hello,  WORLD!  你好"), plain("hello world") == plain("Hello... World?")
+    >>> plain("Hello,  WORLD!  你好"), plain("hello world") == plain("Hel\u200blo... World?")
     (['hello', 'world', '你', '好'], True)
     """
     seen, _ = legible(text)

@@ -81,6 +81,12 @@ def run_warnings(config: TrainConfig, plan: DPPlan) -> list[str]:
     lines = plan.warnings()
     if PRESETS[config.defences.preset]["max_records"] and not config.data.person_column:
         lines.append(f"preset {config.defences.preset} caps a person's rows, and no data.person_column tells persons")
+    asked = config.privacy.epsilon
+    if asked is not None and plan.private and plan.claimed_epsilon < 0.9 * asked:
+        lines.append(
+            f"epsilon {asked:g} was asked for and {plan.claimed_epsilon:.3g} is claimed: no plan has less noise than a"
+            f" multiplier of {plan.noise_multiplier:g}"
+        )
     if config.noise_seed is not None:
         lines.append("noise_seed is set: whoever knows it can remove the noise, so the run protects nothing")
     return lines
