@@ -178,14 +178,15 @@ def test_a_call_whose_caller_gave_up_is_finished_and_its_repeat_answered_from_me
     assert done == ["once"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_is_one_line_and_the_run_goes_on(
-    tmp_path: Path, tiny_folder: Path, stage: Stage, configure: Configure
+    tmp_path: Path, tiny_folder: Path, stage: Stage, configure: Configure, number: signal.Signals
 ) -> None:
     with running_vendor(tmp_path / "vendor", tiny_folder) as vendor:
         config = configure("run", SPLITS["frozen"], vendor.address)
         customer = stage.customer(config)
         wait_until(lambda: steps_logged(config) >= 11, "steps")
-        customer.popen.send_signal(signal.SIGINT)
+        customer.popen.send_signal(number)
         assert customer.ended() == 130
         stderr = customer.stderr.read_text()
         *_, last = stderr.splitlines()

@@ -79,7 +79,7 @@ class TerminalReporter(Reporter, TrainReporter):
 
 @contextlib.contextmanager
 def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C asks for a stop after this step, with a checkpoint; the second one stops at once."""
+    """The first Ctrl-C or SIGTERM asks for a stop after this step, with a checkpoint; the second one stops at once."""
     asked = False
 
     def handle(signum: int, frame: object) -> None:
@@ -88,11 +88,12 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked = True
 
-    previous = signal.signal(signal.SIGINT, handle)
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def print_summary(summary: Mapping[str, Any], run: Path) -> None:
