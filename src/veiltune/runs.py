@@ -132,7 +132,9 @@ class RunFolder:
         except ImportError:  # Windows
             yield self
             return
-        with storage_errors(self.path), (self.private / "lock").open("ab") as lock:
+        with storage_errors(self.path):
+            lock = (self.private / "lock").open("ab")
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
