@@ -76,6 +76,43 @@ def test_vectors_and_echo_are_those_of_the_local_model(engine: Engine) -> None:
         assert [token for token, _ in one.top] == np.argsort(-vector)[:4].tolist()
 
 
+def test_a_vector_at_each_token_of_a_text_costs_one_pass(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beginnings are read off the text that they begin, in any order and with others between; the numbers are those
+    of each alone."""
+    first, second = prompts(2, longest=18)
+    asked = [first[:n] for n in range(1, len(first) + 1)] + [second, second[:1], first, [*first[:1], 9]]
+    random.Random(1).shuffle(asked)
+    alone = [engine.submit(VectorJob([ids])).result(WAIT)[0] for ids in asked]
+    read: list[list[int]] = []
+    hidden = engine._hidden
+    monkeypatch.setattr(engine, "_hidden", lambda texts: (read.extend(map(list, texts)), hidden(texts))[1])
+    together = engine.submit(VectorJob(asked)).result(WAIT)
+    np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
+    assert sorted(read) == sorted([first, second, [*first[:1], 9]])
+    read.clear()
+    for answer in [engine.submit(VectorJob([ids])) for ids in (first, first[:2])]:  # each caller has its own reading
+        answer.result(WAIT)
+    assert sorted(read) == sorted([first, first[:2]])
+
+
+def test_the_guard_stands_behind_each_beginning_of_a_text() -> None:
+    """Its state is carried from one beginning to the next: sealed are the places that are sealed for each alone."""
+    tokenizer = causal_tokenizer()
+    vocabulary = Vocabulary.of(tokenizer, size=VOCAB)
+    guard = Guard(vocabulary, protected=ProtectedStrings(["abbaabba", "ccabccab"], vocabulary))
+    text = tokenizer.convert_tokens_to_ids(list("bcabbaacabbaabccabccaabab"))
+    asked = [text[:n] for n in (3, 1, 25, 9, 10, 11, 12, 13, 17, 18, 19, 20, 21)]
+    engine = Engine(tiny_model("gpt2", "causal"), guard=guard)
+    try:
+        together = engine.submit(VectorJob(asked)).result(WAIT)
+        sealed = engine.sealed
+        alone = [engine.submit(VectorJob([ids])).result(WAIT)[0] for ids in asked]
+        assert 0 < sealed < len(asked) and engine.sealed == 2 * sealed
+    finally:
+        engine.close()
+    np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
+
+
 def test_draws_follow_the_distribution_and_repeat_with_a_seed(engine: Engine) -> None:
     (vector,) = np.exp(engine.submit(VectorJob([[5, 6]])).result(WAIT))
     jobs = [TextJob([5, 6], max_tokens=1, seed=seed) for seed in range(1500)]

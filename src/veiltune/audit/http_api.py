@@ -163,10 +163,7 @@ class NextTokenApi(HttpApi):
         if not all({type(value) for value in row} <= {float, int, type(None)} for row in rows):
             raise self._broken("has a log-probability that is no number")
         zero = -math.inf
-        try:
-            values = np.array([[zero if value is None else value for value in row] for row in rows], dtype=np.float64)
-        except OverflowError:
-            raise self._broken("has a number out of range") from None
+        values = np.array([[zero if value is None else value for value in row] for row in rows], dtype=np.float64)
         with np.errstate(over="ignore"):
             return values.astype(np.float32)
 

@@ -20,6 +20,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import orjson
+
 from veiltune._validate import positive, positive_int
 from veiltune.errors import InputError, ProtocolError, VendorRefusedError, VendorUnreachableError
 
@@ -191,8 +193,8 @@ class HttpClient:
 
     def _parsed(self, content: bytes) -> Any:
         try:
-            return json.loads(content)
-        except (ValueError, RecursionError):
+            return orjson.loads(content)
+        except ValueError:
             raise ProtocolError(f"the answer of {self.address} is no JSON; is it the right address?") from None
 
 

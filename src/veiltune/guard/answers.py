@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import orjson
 
 from veiltune.guard.jobs import Text, Told
 from veiltune.guard.vectors import Vector, best
@@ -15,17 +16,18 @@ _HALF_LEAST = -65504.0
 
 
 def vectors_json(vectors: Vector, *, probs: bool) -> bytes:
-    """``{"log_probs": [[...], ...]}`` with null for probability zero, or ``{"probs": ...}``.
+    """``{"log_probs":[[...],...]}`` with null for probability zero, or ``{"probs":...}``; each float32's own digits.
 
-    >>> vectors_json(np.log(np.array([[0.5, 0.5]], dtype=np.float32)) + np.array([[0, -np.inf]]), probs=False)
-    b'{"log_probs": [[-0.6931471824645996, null]]}'
+    >>> vectors_json(np.array([[-0.6931472, -np.inf]], dtype=np.float32), probs=False)
+    b'{"log_probs":[[-0.6931472,null]]}'
+
+    Raises:
+        ValueError: If a value is not a number, which JSON could not tell from probability zero.
     """
-    if probs:
-        return json.dumps({"probs": np.exp(vectors, dtype=np.float64).tolist()}).encode()
-    rows: list[list[float | None]] = vectors.astype(np.float64).tolist()
-    if np.isneginf(vectors).any():
-        rows = [[None if value == -np.inf else value for value in row] for row in rows]
-    return json.dumps({"log_probs": rows}, allow_nan=False).encode()
+    if np.isnan(vectors).any():
+        raise ValueError("a vector has a value that is not a number")
+    name, values = ("probs", np.exp(vectors)) if probs else ("log_probs", vectors)
+    return orjson.dumps({name: np.ascontiguousarray(values)}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def vectors_raw(vectors: Vector) -> bytes:

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from veiltune._validate import positive_int
 from veiltune.dp.decoding import causal_lm
 from veiltune.errors import InputError, VeiltuneError
-from veiltune.guard.decoding import Guard
-from veiltune.guard.jobs import TextJob, VectorJob, fail, told_of
+from veiltune.guard.decoding import Guard, GuardState
+from veiltune.guard.jobs import Reading, TextJob, VectorJob, fail, told_of
 from veiltune.guard.rows import Rows
 from veiltune.guard.vectors import Vector
 from veiltune.models.families import longest_sequence
@@ -74,7 +74,7 @@ class Engine:
             raise InputError(f"the guard is for {guard.vocabulary.size} tokens, the model has {self.vocabulary}")
         self._slots, self._batch_tokens = positive_int(slots=slots), positive_int(batch_tokens=batch_tokens)
         self._texts: deque[TextJob] = deque()
-        self._prompts: list[tuple[VectorJob, int]] = []
+        self._readings: list[Reading] = []
         self._rows = Rows(self._backbone, self._device)
         self._wake, self._stopping = threading.Condition(), False
         self.tokens = self.vectors = self.sealed = 0
@@ -84,7 +84,7 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Jobs that have not begun."""
-        return len(self._texts) + len(self._prompts)
+        return len(self._texts) + len(self._readings)
 
     @property
     def writing(self) -> int:
@@ -104,7 +104,7 @@ class Engine:
             if self._stopping:
                 raise InputError("the server is stopping")
             if isinstance(job, VectorJob):
-                self._prompts += [(job, number) for number in range(len(prompts))]
+                self._readings += job.readings()
             else:
                 self._texts.append(job)
             self._wake.notify()
@@ -136,13 +136,13 @@ class Engine:
                 with torch.inference_mode():
                     work()
         stopped = InputError("the server is stopping")
-        left: list[VectorJob | TextJob] = [*self._texts, *self._rows.drop(), *(job for job, _ in self._prompts)]
+        left: list[VectorJob | TextJob] = [*self._texts, *self._rows.drop(), *(one.job for one in self._readings)]
         for job in left:
             fail(job.done, stopped)
 
     def _wait(self) -> bool:
         with self._wake:
-            self._wake.wait_for(lambda: self._stopping or self._texts or self._prompts or self._rows.jobs)
+            self._wake.wait_for(lambda: self._stopping or self._texts or self._readings or self._rows.jobs)
             return not self._stopping
 
     def _admit(self) -> None:
@@ -217,38 +217,46 @@ class Engine:
     def _answer(self) -> None:
         """One batch of next-token questions: the oldest, and those nearest to it in length."""
         with self._wake:
-            if not self._prompts:
+            if not self._readings:
                 return
-            size = len(self._prompts[0][0].prompts[self._prompts[0][1]])
-            lengths = [abs(len(job.prompts[number]) - size) for job, number in self._prompts]
-            order = np.argsort(lengths, kind="stable").tolist()
+            size = len(self._readings[0].ids)
+            order = np.argsort([abs(len(one.ids) - size) for one in self._readings], kind="stable").tolist()
             chosen: list[int] = []
-            longest = 0
+            longest = vectors = 0
             for place in order:
-                job, number = self._prompts[place]
-                longest = max(longest, len(job.prompts[number]))
-                if len(chosen) == _PROMPTS or (chosen and longest * (len(chosen) + 1) > self._batch_tokens):
+                longest = max(longest, len(self._readings[place].ids))
+                vectors += len(self._readings[place].asked)
+                if chosen and (vectors > _PROMPTS or longest * (len(chosen) + 1) > self._batch_tokens):
                     break
                 chosen.append(place)
-            batch = [self._prompts[place] for place in chosen]
+            batch = [self._readings[place] for place in chosen]
             taken = set(chosen)
-            self._prompts = [one for place, one in enumerate(self._prompts) if place not in taken]
-        self._guarded([job for job, _ in batch], lambda: self._tell(batch))
+            self._readings = [one for place, one in enumerate(self._readings) if place not in taken]
+        self._guarded([one.job for one in batch], lambda: self._tell(batch))
 
-    def _tell(self, batch: list[tuple[VectorJob, int]]) -> None:
-        batch = [one for one in batch if not one[0].done.done()]
-        prompts = [job.prompts[number] for job, number in batch]
+    def _tell(self, batch: list[Reading]) -> None:
+        batch = [one for one in batch if not one.job.done.done()]
         if not batch:
             return
-        hidden = self._hidden(prompts)
-        last = torch.stack([hidden[row, len(ids) - 1] for row, ids in enumerate(prompts)])
-        for (job, number), ids, vector in zip(batch, prompts, self._log_probs(last), strict=True):
-            if self._guard is not None:
-                state = self._guard.start(ids)
-                self.sealed += self._guard.withholds(state)
-                vector = self._guard.told(state, vector)
-            self.vectors += 1
-            job.take(number, vector)
+        hidden = self._hidden([one.ids for one in batch])
+        places = [(row, length - 1) for row, one in enumerate(batch) for _, length in one.asked]
+        vectors = iter(self._log_probs(torch.stack([hidden[place] for place in places])))
+        for one in batch:
+            state, read = None, 0
+            for number, length in one.asked:
+                vector = next(vectors)
+                if self._guard is not None:
+                    state = self._after(state, one.ids[read:length])
+                    self.sealed += self._guard.withholds(state)
+                    vector = self._guard.told(state, vector)
+                    read = length
+                self.vectors += 1
+                one.job.take(number, vector)
+
+    def _after(self, state: GuardState | None, ids: Sequence[int]) -> GuardState:
+        """The guard's state after so many tokens more; None: from the beginning."""
+        assert self._guard is not None
+        return self._guard.start(ids) if state is None else reduce(self._guard.advance, ids, state)
 
     def _hidden(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """(n, T, H); padded at the end and without a mask, since no position sees what follows it."""

@@ -43,11 +43,43 @@ class VectorJob:
     done: Future[Vector] = field(default_factory=Future)
     vectors: dict[int, Vector] = field(default_factory=dict)
 
+    def readings(self) -> list[Reading]:
+        """What has to be read: a prompt that another one begins with is a part of that one's reading.
+
+        So a vector at each token of a text costs one pass over the text. Only one job's own prompts are put together:
+        how long an answer takes tells nothing of what others ask.
+
+        >>> [(one.ids, one.asked) for one in VectorJob([[5], [5, 6, 7], [5, 6], [8]]).readings()]
+        [([8], [(3, 1)]), ([5, 6, 7], [(0, 1), (2, 2), (1, 3)])]
+        """
+        found: list[Reading] = []
+        for number in sorted(range(len(self.prompts)), key=self.prompts.__getitem__, reverse=True):
+            ids = self.prompts[number]  # in this order, a beginning comes right after what it is a beginning of
+            if not found or found[-1].ids[: len(ids)] != ids:
+                found.append(Reading(self, ids))
+            found[-1].asked.insert(0, (number, len(ids)))
+        return found
+
     def take(self, number: int, vector: Vector) -> None:
         """Receives one vector; the last one completes the job."""
         self.vectors[number] = vector
         if len(self.vectors) == len(self.prompts):
             finish(self.done, np.stack([self.vectors[i] for i in range(len(self.prompts))]))
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """One text that is read for a job.
+
+    Attributes:
+        job: Whose.
+        ids: Of the text.
+        asked: Number and length of each of the job's prompts that is a beginning of it, the shortest first.
+    """
+
+    job: VectorJob
+    ids: list[int]
+    asked: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
