@@ -32,8 +32,9 @@ from veiltune.dp.preparing import remove_dropout
 from veiltune.dp.reporting import TrainProgress, TrainReporter
 from veiltune.dp.schedules import learning_rate_at
 from veiltune.dp.session import train
-from veiltune.errors import ConfigError, InputError, InterruptedRunError, PrivacyError, UnsupportedModelError
+from veiltune.errors import ConfigError, DataError, InputError, InterruptedRunError, PrivacyError, UnsupportedModelError
 from veiltune.models.adapters import load_adapter
+from veiltune.models.finished import load_run
 from veiltune.models.loading import classifier_model, load_base
 from veiltune.runs import RunFolder
 
@@ -340,6 +341,28 @@ def test_the_classes_are_said_to_be_outside_the_claim(tmp_path: Path, tiny_folde
     privacy = run_of(config).read_json("privacy.json")
     assert "one person" in privacy["not_covered"]["the classes"] and privacy["covered"].endswith("made from it alone")
     assert "which classes" in str(dry_run(config))
+
+
+def test_classes_that_are_named_before_the_table_is_read(tmp_path: Path, tiny_folder: Path) -> None:
+    """Their order is the user's, one may have no row, and nothing of the model's shape comes from the table."""
+    named = {"classes": ["loud", "silent", "calm"]}
+    config = classification_config(tmp_path, tiny_folder, data=named, train={"steps": 2})
+    assert "3 classes" in dry_run(config)["data"]
+    summary = train(config)
+    assert summary["labels"] == ["loud", "silent", "calm"]
+    assert "the classes" not in run_of(config).read_json("privacy.json")["not_covered"]
+    model = load_run(run_of(config).path).model
+    assert model.config.id2label == {0: "loud", 1: "silent", 2: "calm"}
+
+
+@pytest.mark.parametrize("table", ["train", "eval"])
+def test_a_label_that_is_none_of_the_named_classes(tmp_path: Path, tiny_folder: Path, table: str) -> None:
+    config = classification_config(tmp_path, tiny_folder, data={"classes": ["calm", "loud"]})
+    path = Path(config.model_dump()["data"][table])
+    path.write_text(path.read_text() + "abba,SECRET\n")
+    rows = len(path.read_text().splitlines()) - 1
+    with pytest.raises(DataError, match=rf"{table}.csv: .* row {rows} is none of the 2 classes in data.classes"):
+        train(config)
 
 
 def test_a_dry_run_reads_the_table_and_loads_no_model(tmp_path: Path, tiny_folder: Path) -> None:

@@ -34,6 +34,9 @@ class TablesSection(Section):
     """classification: column of the texts"""
     label_column: str = "label"
     """classification: column of the labels"""
+    classes: Annotated[list[str], Field(min_length=2)] | None = None
+    """classification: all labels there are, in the order of their numbers; not set: those of the training table, which
+    the claim does not cover"""
     prompt_column: str = "prompt"
     """generation: column of the prompts; empty to learn the targets as plain text"""
     target_column: str = "target"
@@ -46,6 +49,12 @@ class TablesSection(Section):
     """generation: between prompt and target; a special token's name stands for that token"""
     loss_on: Literal["target", "all"] = "target"
     """generation: learn the target only, or the prompt too"""
+
+    @model_validator(mode="after")
+    def _classes_differ(self) -> Self:
+        if self.classes and len(set(self.classes)) < len(self.classes):
+            raise ValueError("has a class twice in classes; name each once")
+        return self
 
 
 class BudgetSection(Section):
@@ -190,6 +199,8 @@ class TrainConfig(Section):
     def _sections_fit(self) -> Self:
         if self.data.format == "e2e" and (self.model.task != "generation" or self.data.person_column):
             raise ValueError("data.format e2e has prompts and targets and no persons; use a table for anything else")
+        if self.data.classes and self.model.task != "classification":
+            raise ValueError("data.classes are of a classification; remove them")
         if self.privacy.max_records is not None and not self.data.person_column:
             raise ValueError("privacy.max_records is of a person, and data.person_column names none; remove it")
         return self

@@ -100,7 +100,7 @@ def read_tables(config: TuneConfig) -> tuple[Table, Table, LabelSet]:
     try:
         labels.encode(evaluation.labels or [])
     except DataError as error:
-        raise DataError(f"{data.eval}: {error}") from None
+        raise DataError(f"{data.eval}: {error} of the training table") from None
     return train, evaluation, labels
 
 

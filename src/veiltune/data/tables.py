@@ -74,7 +74,7 @@ class LabelSet:
         classes = {name: index for index, name in enumerate(self.names)}
         for row, label in enumerate(labels, start=1):
             if label not in classes:
-                raise DataError(f"the label of row {row} is none of the {len(self)} classes of the training table")
+                raise DataError(f"the label of row {row} is none of the {len(self)} classes")
         return [classes[label] for label in labels]
 
 

@@ -45,7 +45,7 @@ class TrainingTables:
     Attributes:
         train: Rows to learn; with persons where a person is the unit.
         eval: Rows to score on.
-        labels: The classes of a classification, those of the training table.
+        labels: The classes of a classification, as configured or those of the training table.
     """
 
     train: Labelled | Prompted
@@ -76,11 +76,13 @@ def read_training_tables(config: TrainConfig) -> TrainingTables:
     train = _labelled(config, config.data.train, persons=True)
     evaluation = _labelled(config, config.data.eval)
     check_labels(Table(train.texts, train.labels))
-    labels = LabelSet.fit(train.labels)
-    try:
-        labels.encode(evaluation.labels)
-    except DataError as error:
-        raise DataError(f"{config.data.eval}: {error}") from None
+    labels = LabelSet(tuple(config.data.classes)) if config.data.classes else LabelSet.fit(train.labels)
+    for source, rows in ((config.data.train, train), (config.data.eval, evaluation)):
+        try:
+            labels.encode(rows.labels)
+        except DataError as error:
+            where = "in data.classes" if config.data.classes else "of the training table"
+            raise DataError(f"{source}: {error} {where}") from None
     return TrainingTables(train, evaluation, labels)
 
 

@@ -18,7 +18,7 @@ _NOT_COVERED = {
 
 _CLASSES = (
     "taken from the table as they are: a class that only one person's rows have tells of that person, by the shape of"
-    " adapter/ and by its name in what is merged"
+    " adapter/ and by its name in what is merged; name them in data.classes"
 )
 
 
@@ -54,7 +54,8 @@ def statement(config: TrainConfig, plan: DPPlan, *, steps_taken: int) -> dict[st
 
 def _not_covered(config: TrainConfig) -> dict[str, str]:
     shown = {name: why for name, why in _NOT_COVERED.items() if name != "tensorboard/" or config.report.tensorboard}
-    return shown | ({"the classes": _CLASSES} if config.model.task == "classification" else {})
+    from_table = config.model.task == "classification" and config.data.classes is None
+    return shown | ({"the classes": _CLASSES} if from_table else {})
 
 
 def _covered(config: TrainConfig) -> str:
