@@ -2,8 +2,8 @@
 
 Measured: completions of 32 tokens by one client, one after the other, and by eight at once, in alternating stretches,
 so that the ratio of throughputs is of one machine in one state; errors; latencies; the status of hostile requests sent
-all the while; whether a budget is spent exactly by eight clients of one key; and whether it survives a kill -9. The
-last line is JSON.
+all the while; whole vectors told at the tokens of texts, as an audit asks for them; whether a budget is spent exactly
+by eight clients of one key; and whether it survives a kill -9. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -134,6 +134,27 @@ def hostile(server: Server, stopping: threading.Event, wrong: list[str]) -> None
         stopping.wait(0.5)
 
 
+def vectors_a_second(server: Server, text: list[int], *, raw: bool, seconds: float = 5.0) -> float:
+    """Whole vectors at the tokens of a text, sixteen a question, asked for by two clients one after the other."""
+    asked = {"prompt_ids": [text[: number + 1] for number in range(len(text) - 16, len(text))]}
+    headers = {"Accept": "application/octet-stream"} if raw else {}
+    counts, end = [0, 0], time.monotonic() + seconds
+
+    def work(number: int) -> None:
+        client = server.client("load")
+        while time.monotonic() < end:
+            if client.ask("/v1/next-token", asked, headers) == 200:
+                counts[number] += 16
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.monotonic() - began)
+
+
 def spent_together(server: Server, key: str, *, stop_after: int | None = None) -> Counter[int]:
     """Statuses of next-token questions by eight clients of one key until each is refused, or the server is killed."""
     statuses: Counter[int] = Counter()
@@ -197,6 +218,8 @@ def main() -> None:
             statuses += seen
         stopping.set()
         noise.join()
+        text = (tokenizer(" ".join(CARRIERS))["input_ids"] * 128)[:128]
+        vectors = {kind: vectors_a_second(server, text, raw=kind == "raw") for kind in ("json", "raw")}
         code = server.stop()
         result: dict[str, Any] = {
             "clients": options.clients,
@@ -206,6 +229,7 @@ def main() -> None:
             "p50_seconds": float(np.quantile(taken, 0.5)),
             "p95_seconds": float(np.quantile(taken, 0.95)),
             "completions": len(taken),
+            "vectors_a_second": vectors,
             "errors": sum(count for status, count in statuses.items() if status != 200),
             "hostile_wrong": sorted(set(wrong)),
             "exit_code": code,
