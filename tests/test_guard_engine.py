@@ -99,9 +99,10 @@ def test_the_guard_stands_behind_each_beginning_of_a_text() -> None:
     """Its state is carried from one beginning to the next: sealed are the places that are sealed for each alone."""
     tokenizer = causal_tokenizer()
     vocabulary = Vocabulary.of(tokenizer, size=VOCAB)
-    guard = Guard(vocabulary, protected=ProtectedStrings(["abbaabba", "ccabccab"], vocabulary))
+    guard = Guard(vocabulary, protected=ProtectedStrings(["abbaabba", "ccabccab", "babbcccc"], vocabulary))
     text = tokenizer.convert_tokens_to_ids(list("bcabbaacabbaabccabccaabab"))
     asked = [text[:n] for n in (3, 1, 25, 9, 10, 11, 12, 13, 17, 18, 19, 20, 21)]
+    asked += [text[2:4], text[2:5]]  # a, b, b: read twice they would end with a head
     engine = Engine(tiny_model("gpt2", "causal"), guard=guard)
     try:
         together = engine.submit(VectorJob(asked)).result(WAIT)
