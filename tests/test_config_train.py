@@ -86,7 +86,7 @@ def test_a_run_without_privacy_and_one_of_so_many_steps(path: Path) -> None:
         (["data.format=e2e"], "data.format e2e has prompts and targets and no persons"),
         (["privacy.max_records=4"], "privacy.max_records is of a person, and data.person_column names none"),
         (["privacy.epsilon=", "privacy.disabled=true", "privacy.delta=1e-5"], "has delta, which means nothing without noise"),  # noqa: E501
-        (['data.classes=["a"]'], "data.classes"),
+        (['data.classes=["a"]'], "data.classes must have at least 2 items, not 1, got ['a']"),
         (['data.classes=["a", "b", "a"]'], "data has a class twice in classes; name each once"),
         (['data.classes=["a", "b"]', "model.task=generation"], "data.classes are of a classification; remove them"),
         (["train.device=gpu"], "train.device must match pattern"),

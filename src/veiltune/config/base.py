@@ -160,7 +160,8 @@ def _describe(cls: type[BaseModel], error: ValidationError, file: str, sources: 
         return f"{where}: {key} is missing; {remedy}"
     if first["type"] == "value_error":
         return f"{where}: {f'{key} ' if key else ''}{first['ctx']['error']}"
-    expected = first["msg"].replace("Input should be", "must be").replace("String should", "must")
+    expected = first["msg"].replace("Input should be", "must be").replace(" after validation", "")
+    expected = expected.replace("String should", "must").replace("List should", "must")
     return f"{where}: {key} {expected}, got {first['input']!r}"
 
 
