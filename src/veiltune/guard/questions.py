@@ -115,7 +115,8 @@ def _described(kind: type[BaseModel], error: ValidationError) -> str:
         return f"{field} is missing"
     if len(errors) > 1:  # of several types that may come, none did
         return f"{field} has a wrong type or is out of range; it takes: {kind.model_fields[field].description}"
-    return f"{field} {re.sub('^(Input|String|List) should', 'must', first['msg'])}"
+    expected = first["msg"].replace(" after validation", "")
+    return f"{field} {re.sub('^(Input|String|List) should', 'must', expected)}"
 
 
 def _no_constant(_: str) -> NoReturn:
