@@ -12,6 +12,7 @@ import torch
 from tiny import VOCAB, tiny_model
 from tiny_text import causal_tokenizer
 from veiltune.errors import DataError, InputError
+from veiltune.guard.answers import vectors_json
 from veiltune.guard.budget import protection_table
 from veiltune.guard.building import build_guard, protected_values, texts_of
 from veiltune.guard.decoding import Guard, GuardProcessor
@@ -264,3 +265,13 @@ def test_a_manifest_protects_everybody_so_that_the_list_tells_nobody_who_is_in_t
     assert all(value in values for person in manifest.persons for value in person.values.values())
     assert all(canary.secret in values for canary in manifest.canaries)
     assert len({canary.included for canary in manifest.canaries}) == 2
+
+
+def test_a_vector_that_is_not_a_number_is_not_told() -> None:
+    """JSON's null would say that the token has probability zero."""
+    vector = np.array([[-0.5, np.nan, -np.inf]], dtype=np.float32)
+    for probs in (False, True):
+        with pytest.raises(ValueError, match="not a number"):
+            vectors_json(vector, probs=probs)
+    told = json.loads(vectors_json(vector[:, ::2], probs=False))["log_probs"]
+    assert told == [[-0.5, None]] and json.loads(vectors_json(vector[:, 2:], probs=True)) == {"probs": [[0.0]]}
