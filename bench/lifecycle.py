@@ -48,6 +48,7 @@ from veiltune.models.loading import load_base
 
 CORPUS = replace(PRESETS["ci"], persons=400, population=250, exposure_canaries=2, carrier_share=0.5)
 STAGES = ("none", "light", "standard", "dp")
+LONGEST_FIRST = ("dp", "light", "none", "standard")
 RATES = {"none": (audit_ci.RATE, 3e-4), "light": (5e-3, 1e-3), "standard": (5e-3, 1e-3), "dp": (3e-3, 1e-3)}
 GUARDED: dict[str, dict[str, Any]] = {"standard": {"top_k": 50, "decimals": 3}, "dp": {}}
 
@@ -72,6 +73,7 @@ def main() -> None:
     with ProcessPoolExecutor(chosen.workers, mp_context=get_context("spawn"), initializer=one_thread) as pool:
         list(pool.map(partial(prepared, chosen), chosen.seeds))
         cells = list(itertools.product(chosen.stages, chosen.seeds))
+        cells.sort(key=lambda cell: LONGEST_FIRST.index(cell[0]))
         done = dict(zip(cells, pool.map(partial(one_run, chosen), cells), strict=True))
     rows = {stage: [done[stage, seed] for seed in chosen.seeds] for stage in chosen.stages}
     found = {stage: summarised(stage, rows[stage], rows.get("none", []), costs) for stage in chosen.stages}
