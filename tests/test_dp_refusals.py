@@ -93,6 +93,12 @@ def weight_normed() -> nn.Module:
         return torch.nn.utils.weight_norm(nn.Linear(SIZE, SIZE))
 
 
+def compiled_within() -> nn.Module:
+    model = nn.Sequential(nn.Linear(SIZE, SIZE), nn.Linear(SIZE, SIZE))
+    model[1].compile(backend="eager")
+    return model
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "BatchNorm": (lambda: nn.Sequential(nn.Linear(SIZE, SIZE), nn.BatchNorm1d(3)), "1 is a BatchNorm1d: it mixes"),
     "frozen BatchNorm": (lambda: nn.Sequential(nn.Linear(SIZE, 2), only(nn.BatchNorm1d(3))), "it mixes"),
@@ -103,6 +109,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "1 + w": (lambda: OnePlusRMSNorm(SIZE), "OnePlusRMSNorm, has no rule"),
     "Gemma": (lambda: GemmaRMSNorm(SIZE), "GemmaRMSNorm, has no rule"),
     "weight norm": (weight_normed, "weight_g trains but its layer, Linear, has no rule"),
+    "compiled": (lambda: torch.compile(nn.Linear(SIZE, SIZE), backend="eager"), "the model is compiled"),
+    "compiled layer": (compiled_within, "1 is compiled .torch.compile. and holds what trains"),
     "subclass": (lambda: Subclass(SIZE, SIZE), "Subclass, has no rule"),
 }
 
@@ -133,6 +141,22 @@ def check_untouched(model: nn.Module, before: dict[str, Tensor]) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     copied = copy.deepcopy(model)
     assert all(torch.equal(value, before[name]) for name, value in copied.state_dict().items())
+
+
+def test_a_compiled_part_in_which_nothing_trains_changes_nothing() -> None:
+    model = nn.Sequential(only(Sideways()), nn.Linear(SIZE, SIZE))
+    batches, clipping = [values_of(4, 3, SIZE)], Clipping(norm=1.0)
+    plain = clipped_grad_sum(model, batches, loss=rows_loss, clipping=clipping)
+    calls: list[int] = []
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        calls.append(len(inputs))
+        return graph.forward
+
+    model[0].compile(backend=counting)
+    compiled = clipped_grad_sum(model, batches, loss=rows_loss, clipping=clipping)
+    assert calls
+    assert all(torch.equal(compiled.grads[name], value) for name, value in plain.grads.items())
 
 
 def test_a_weight_used_behind_its_layers_back_is_refused() -> None:

@@ -37,9 +37,14 @@ def check_supported(model: nn.Module) -> None:
 
     Raises:
         PrivacyError: If a layer mixes the examples of a batch (BatchNorm), a trainable parameter belongs to a layer
-            without a rule, or nothing trains.
+            without a rule or to a compiled graph, or nothing trains.
     """
     for path, module in model.named_modules():
+        if _is_compiled(module) and any(parameter.requires_grad for parameter in module.parameters()):
+            raise PrivacyError(
+                f"{path or 'the model'} is compiled (torch.compile) and holds what trains: its graph would pass by the "
+                "per-example gradients; hand it in uncompiled (parts in which nothing trains may stay compiled)"
+            )
         if isinstance(module, _BatchNorm):
             raise PrivacyError(
                 f"{path} is a {type(module).__name__}: it mixes the examples of a batch, so one example's gradient "
@@ -56,6 +61,11 @@ def check_supported(model: nn.Module) -> None:
             f"{odd[0]} trains but its layer, {owner}, has no rule for per-example gradients ({len(odd)} parameters of "
             f"this kind); freeze it, or use one of: {', '.join(sorted({kind.__name__ for kind in _MAKERS}))}, norms"
         )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` has wrapped a module, or its own `compile` was called."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def trainable_names(model: nn.Module) -> dict[int, str]:
