@@ -19,6 +19,7 @@ from tiny_text import causal_tokenizer
 from veiltune.cli import app
 from veiltune.config import Section, TrainConfig, TuneConfig, VendorConfig, load_config, parse_config
 from veiltune.config.guard import GuardConfig
+from veiltune.guard.questions import NextTokenQuestion, parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + sorted(ROOT.glob("docs/*.md"))
@@ -106,6 +107,9 @@ def check_command(words: list[str], line: str) -> None:
             compile(code, line, "exec")
         case ["torchrun", "--standalone", "--nproc-per-node", _, "-m", "veiltune", *arguments]:
             parse_command(arguments)
+        case ["curl", "-H", "Authorization: Bearer $KEY", "--json", body, address]:
+            assert address == f"http://{GuardConfig().address}/v1/next-token"
+            assert parse(NextTokenQuestion, body.encode()).prompt
         case ["pip", "install", *_] | ["cat", *_]:
             pass
         case _:

@@ -63,7 +63,7 @@ def test_for_epsilon_meets_its_target_with_the_least_noise() -> None:
 
 
 def test_an_impossible_target_says_what_would_fit() -> None:
-    with pytest.raises(PrivacyError, match=r"target_epsilon must be at least .*, got 1e-05; allow more epsilon, or"):
+    with pytest.raises(PrivacyError, match=r"^epsilon must be at least .*, got 1e-05; allow more epsilon, or"):
         DPPlan.for_epsilon(1e-5, **SMALL)
 
 

@@ -177,11 +177,12 @@ def test_completions_that_are_refused(port: int, change: dict[str, Any]) -> None
     ("change", "message"),
     [
         ({"max_tokens": -1}, "max_tokens must be greater than or equal to 0"),
+        ({"max_tokens": 31}, "max_tokens must be 1 to 30, or 0 with echo, got 31"),
         ({"temperature": "1"}, "temperature must be a valid number"),
         ({"model": SECRET * 60}, "model must have at most 256 characters"),
         ({"prompt": [5, SECRET]}, "prompt has a wrong type or is out of range; it takes: a text or its token ids; several are refused"),  # noqa: E501
     ],
-    ids=range(4),
+    ids=range(5),
 )  # fmt: skip
 def test_a_refusal_says_what_a_field_takes(port: int, change: dict[str, Any], message: str) -> None:
     assert ask(port, "/v1/completions", {"prompt": "Ann"} | change)[2]["error"]["message"] == message
@@ -194,7 +195,8 @@ def test_an_empty_list_of_prompts_is_refused_in_our_words(port: int) -> None:
 
 def test_other_addresses_methods_and_kinds_of_body(port: int) -> None:
     assert ask(port, "/v1/Zanzibar", {})[0] == 404
-    assert ask(port, "/v1/next-token")[0] == 405
+    status, headers, content = ask(port, "/v1/next-token")
+    assert (status, headers["allow"], content["error"]["message"]) == (405, "POST", "POST is wanted here")
     status, _, content = ask(port, "/v1/next-token", b"prompt=a", Content_Type="text/plain")
     assert status == 415 and content["error"]["type"] == "not_json"
 
@@ -306,6 +308,7 @@ def test_doors_of_a_server_with_keys_rates_and_budgets(tmp_path: Path) -> None:
         assert budget.spent("alice") == 2 + 4 + 3
         status, _, content = ask(port, "/v1/completions", question, key=alice)
         assert (status, content["error"]["type"]) == (429, "budget_exhausted")
+        assert content["error"]["message"] == "the budget of this key has not the 7 queries left that this takes"
         assert ask(port, "/v1/next-token", {"prompt": "a"}, key=alice)[0] == 200
         assert ask(port, "/v1/next-token", {"prompt": "a"}, key=alice)[0] == 429
         assert budget.spent("alice") == 10

@@ -15,12 +15,13 @@ from api_server import serve
 from lm_helper import save_tiny
 from tiny import tiny_model
 from tiny_text import causal_tokenizer
-from train_helper import generation_config
+from train_helper import classification_config, generation_config
 from veiltune.audit.http_api import NextTokenApi
 from veiltune.audit.lm.opening import Claim, open_models
 from veiltune.audit.lm.options import LeakageOptions
+from veiltune.audit.lm.session import audit_model
 from veiltune.audit.local_model import LocalModel
-from veiltune.config import TrainConfig, load_config
+from veiltune.config import TrainConfig, dump_toml, load_config
 from veiltune.dp.session import train
 from veiltune.errors import InputError
 from veiltune.models.loading import load_base
@@ -71,6 +72,14 @@ def test_an_unfinished_run_is_refused(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "summary.json").unlink()
     with pytest.raises(InputError, match="holds a run that is not finished; the same `veiltune train` goes on"):
         open_models(options(tmp_path, str(tmp_path / "run")))
+
+
+def test_a_classifier_is_refused_before_a_manifest_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text(dump_toml(classification_config(tmp_path, tmp_path / "base")))
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    with pytest.raises(InputError, match=r"is a classifier, and this audit is of language models; .*privacy\.json"):
+        audit_model(options(tmp_path, str(tmp_path / "run"), manifest=tmp_path / "nowhere"))
 
 
 def test_the_users_claim_and_place_come_before_the_runs(trained: Path, tmp_path: Path) -> None:

@@ -41,6 +41,9 @@ def test_missing_model_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot load the model 'no/such': .*; give 'minilm', a folder") as refusal:
         load_base("no/such")
     assert "\n" not in str(refusal.value)
+    for name in ("./tinny", str(tmp_path / "tinny")):
+        with pytest.raises(InputError, match="there is no such folder; check its name"):
+            load_base(name)
     with pytest.raises(InputError, match=r"the folder must hold config\.json"):
         load_base(str(tmp_path))
 

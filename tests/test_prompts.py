@@ -91,7 +91,7 @@ def test_the_house_e2e_file(shared_data: Path) -> None:
         (f"{SECRET}|| ", "the target of row 1 is blank; fill it or remove the row"),
         (f"a||b\n ||{SECRET}", "the prompt of row 2 is blank; fill it or remove the row"),
         (f"||{SECRET}", "the prompt of row 1 is blank; fill it or remove the row"),
-        (" \n", "train.txt is empty"),
+        (" \n", "train.txt is empty; name a file with rows"),
         (b"a||\xff", "train.txt is not UTF-8 (byte 3); convert it, e.g. with iconv"),
     ],
 )
@@ -105,12 +105,16 @@ def test_refusals(tmp_path: Path) -> None:
     assert refusal(path, format="e2") == "format 'e2' is unknown; did you mean 'e2e'?"
     for option in ({"person_column": "who"}, {"prompt_column": None}):
         assert refusal(path, format="e2e", **option).startswith("format 'e2e' has a prompt and a target in each line")
-    assert refusal(tmp_path / "none.txt", format="e2e") == "none.txt does not exist"
+    assert (
+        refusal(tmp_path / "none.txt", format="e2e")
+        == "none.txt does not exist; check its name, which starts at the folder you are in"
+    )
     assert "cannot be read" in refusal(tmp_path, format="e2e")
     table = write(tmp_path / "rows.csv", f"prompt,target\n{SECRET},\n")
     assert refusal(table) == "rows.csv, column 'target': row 1 is empty; fill it or remove the row"
     table = write(tmp_path / "rows.csv", f"prompt,target\n{SECRET},x\n")
     assert "has no column 'promt'; did you mean 'prompt'?" in refusal(table, prompt_column="promt")
+    assert refusal(table, prompt_column="promt").endswith("; prompt_column says which one to read")
 
 
 def test_prompted_checks_itself() -> None:

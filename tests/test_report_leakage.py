@@ -341,6 +341,14 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (write_training(folder, 8.0), (folder / "leakage.json").unlink()),
         r"has no leakage.json; run `veiltune audit .* --manifest FILE` first",
     ),
+    "a classifier": (
+        lambda folder: (
+            write_training(folder, 8.0),
+            (folder / "leakage.json").unlink(),
+            (folder / "config.toml").write_text('[model]\ntask = "classification"\n[train]\n'),
+        ),
+        "is a classifier; the report shows audits of split runs and language models",
+    ),
     "no folder": (lambda folder: shutil.rmtree(folder), "is not a run folder"),
     "a file": (
         lambda folder: (shutil.rmtree(folder), folder.write_text("SECRET")),

@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from veiltune.data import tables
-from veiltune.data.tables import LabelSet, Table, check_labels, read_table
+from veiltune.data.tables import CHECK_NAME, LabelSet, Table, check_labels, read_table
 from veiltune.errors import DataError, InputError
 
 ROWS = [("good", "1", "f"), ("bad, very", "0", "m"), ('so "so"', "1", "f")]
 SECRET = "zebra-4711"
+CHOSEN = "; text_column says which one to read"
+UNQUOTED = "the first line has 2 columns; put cells that hold a comma in double quotes"
 
 
 def write(path: Path, text: str | bytes) -> Path:
@@ -100,14 +102,18 @@ def test_no_copy_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.csv", "", "t.csv is empty"),
-        ("t.csv", " \n\n", "t.csv is empty"),
-        ("t.csv", "text,label\n", "t.csv has no rows"),
-        ("t.csv", "texts,label\na,b\n", "t.csv has no column 'text'; did you mean 'texts'?; known: texts, label"),
-        ("t.csv", "a,b\n1,2\n", "t.csv has no column 'text'; known: a, b"),
+        ("t.csv", "", "t.csv is empty; name a table with rows"),
+        ("t.csv", " \n\n", "t.csv is empty; name a table with rows"),
+        ("t.csv", "text,label\n", "t.csv has no rows; name a table that has some"),
+        (
+            "t.csv",
+            "texts,label\na,b\n",
+            f"t.csv has no column 'text'; did you mean 'texts'?; known: texts, label{CHOSEN}",
+        ),
+        ("t.csv", "a,b\n1,2\n", f"t.csv has no column 'text'; known: a, b{CHOSEN}"),
         ("t.csv", "text,text\na,b\n", "t.csv names a column twice in its first line"),
-        ("t.csv", f"text,label\na,b\n{SECRET}\n", "t.csv: row 2 has 1 fields, the first line has 2 columns"),
-        ("t.csv", f"text,label\n{SECRET},b,c\n", "t.csv: row 1 has 3 fields, the first line has 2 columns"),
+        ("t.csv", f"text,label\na,b\n{SECRET}\n", f"t.csv: row 2 has 1 fields, {UNQUOTED}"),
+        ("t.csv", f"text,label\n{SECRET},b,c\n", f"t.csv: row 1 has 3 fields, {UNQUOTED}"),
         ("t.csv", f'text,label\n"{SECRET}" x,b\n', "t.csv, line 2: ',' expected after '\"'"),
         ("t.csv", f"text,label\n{SECRET},\n", "t.csv, column 'label': row 1 is empty; fill it or remove the row"),
         ("t.csv", "text,label\na,b\n ,b\n", "t.csv, column 'text': row 2 is empty; fill it or remove the row"),
@@ -117,7 +123,7 @@ def test_no_copy_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             f"a long sentence that nobody would call a name {SECRET}\t1\n",
             "t.tsv has no column 'text'; its first line does not look like column names",
         ),
-        ("t.jsonl", "{}\n", "t.jsonl has no column 'text'; known: "),
+        ("t.jsonl", "{}\n", f"t.jsonl has no column 'text'; known: {CHOSEN}"),
         (
             "t.jsonl",
             f'{{"text": "a", "label": 1}}\n{SECRET}',
@@ -143,7 +149,7 @@ def test_refusals(tmp_path: Path, name: str, content: str | bytes, message: str)
 
 @pytest.mark.parametrize("ending", WRITERS)
 def test_missing_file(tmp_path: Path, ending: str) -> None:
-    assert refusal(tmp_path / f"t.{ending}") == f"t.{ending} does not exist"
+    assert refusal(tmp_path / f"t.{ending}") == f"t.{ending} does not exist; {CHECK_NAME}"
 
 
 def test_folder_instead_of_a_file(tmp_path: Path) -> None:
@@ -181,8 +187,8 @@ def test_hub_class_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_useful_labels() -> None:
-    check_labels(Table(["x", "y"], ["a", "b"]))
-    check_labels(Table(["x", "y", "z"], ["a", "b", "a"]))
+    check_labels(Table(["x", "y"], ["a", "b"]), "t.csv")
+    check_labels(Table(["x", "y", "z"], ["a", "b", "a"]), "t.csv")
 
 
 def test_label_set() -> None:
@@ -197,14 +203,14 @@ def test_label_set() -> None:
     ("labels", "message"),
     [
         (None, "a training table needs labels; name the label column"),
-        (["a", "a", "a"], "the labels must have at least two classes, all 3 rows have the same one"),
+        (["a", "a", "a"], "the labels must have at least two classes, and 3 rows had one; is it the right column?"),
         (["a", "b", "c"], "each of the 3 rows has a label of its own; is it the right column?"),
     ],
 )
 def test_useless_labels(labels: list[str] | None, message: str) -> None:
     with pytest.raises(DataError) as caught:
-        check_labels(Table(["text"] * 3, labels))
-    assert str(caught.value) == message
+        check_labels(Table(["text"] * 3, labels), "t.csv")
+    assert str(caught.value) == f"t.csv: {message}"
 
 
 @given(

@@ -95,7 +95,7 @@ def read_tables(config: TuneConfig) -> tuple[Table, Table, LabelSet]:
         read_table(source, text_column=data.text_column, label_column=data.label_column, format=data.format)
         for source in (data.train, data.eval)
     )
-    check_labels(train)
+    check_labels(train, data.train)
     labels = LabelSet.fit(train.labels or [])
     try:
         labels.encode(evaluation.labels or [])

@@ -258,7 +258,11 @@ class _Reader:
             raise self._refusal("must be a JSON object")
         kind = content.pop("kind", None)
         if (kind == "header") != (number == 1):
-            raise self._refusal("must be the header" if number == 1 else "is a second header")
+            raise self._refusal(
+                "must be the header of a manifest, as `veiltune data synth` writes it"
+                if number == 1
+                else "is a second header"
+            )
         if kind not in _TAKERS:
             raise self._refusal("must be a header, person, record or canary")
         _TAKERS[kind](self, content)

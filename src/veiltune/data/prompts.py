@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from veiltune._validate import one_of
-from veiltune.data.tables import read_columns
+from veiltune.data.tables import CHECK_NAME, read_columns
 from veiltune.errors import DataError, InputError
 
 FORMATS = ("auto", "e2e", "csv", "tsv", "jsonl", "parquet")
@@ -80,8 +80,9 @@ def read_prompted(
         if person_column is not None or not prompt_column:
             raise InputError("format 'e2e' has a prompt and a target in each line and no persons; use a table instead")
         return _read_e2e(Path(source))
-    names = [name for name in (target_column, prompt_column, person_column) if name]
-    columns = dict(zip(names, read_columns(source, names, format=format), strict=True))
+    asked = {"target_column": target_column, "prompt_column": prompt_column, "person_column": person_column}
+    keys, names = zip(*((key, name) for key, name in asked.items() if name), strict=True)
+    columns = dict(zip(names, read_columns(source, names, keys=keys, format=format), strict=True))
     targets = columns[target_column]
     prompts = columns[prompt_column] if prompt_column else [""] * len(targets)
     return Prompted(prompts, targets, columns[person_column] if person_column else None)
@@ -124,13 +125,13 @@ def _lines(path: Path) -> list[str]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
+        raise DataError(f"{path} does not exist; {CHECK_NAME}") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 (byte {error.start}); convert it, e.g. with iconv") from None
     if not text.strip():
-        raise DataError(f"{path} is empty")
+        raise DataError(f"{path} is empty; name a file with rows")
     return text.rstrip().split("\n")
 
 

@@ -15,6 +15,7 @@ from json.decoder import scanstring  # type: ignore[attr-defined]  # there at ru
 from pathlib import Path
 from typing import BinaryIO
 
+from veiltune.data.tables import CHECK_NAME
 from veiltune.errors import DataError
 
 ENDINGS = (".jsonl", ".csv", ".tsv", ".txt")
@@ -110,11 +111,11 @@ def open_source(path: str | Path, *, text: str, person: str = "") -> Source:
             header = _read_header(file, path) if path.suffix.lower() in (".csv", ".tsv") else ()
             start = file.tell()
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
+        raise DataError(f"{path} does not exist; {CHECK_NAME}") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     if start >= size:
-        raise DataError(f"{path} has no rows")
+        raise DataError(f"{path} has no rows; name a table that has some")
     source = Source(path=path, text=text, person=person, header=header, start=start, size=size)
     if header:
         for column in filter(None, (text, person)):
@@ -127,7 +128,7 @@ def open_source(path: str | Path, *, text: str, person: str = "") -> Source:
 
 def _no_column(where: str, column: str, names: Sequence[str]) -> DataError:
     problem = "has more than one column" if column in names else "has no column"
-    return DataError(f"{where} {problem} {column!r}; there are: {', '.join(map(repr, names[:20]))}")
+    return DataError(f"{where} {problem} {column!r}; there are: {', '.join(map(repr, names[:20]))}; name the right one")
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from veiltune._validate import nearest, one_of
 from veiltune.errors import DataError
 
 Columns = dict[str, list[Any]]
+
+#: What to do where a table is not found.
+CHECK_NAME = "check its name, which starts at the folder you are in"
+
 _LONGEST_FIELD = 16 * 2**20
 _LONGEST_NAME = 32
 
@@ -78,19 +83,26 @@ class LabelSet:
         return [classes[label] for label in labels]
 
 
-def check_labels(table: Table) -> None:
+def check_labels(table: Table, source: str) -> None:
     """Refuses a training table from whose labels nothing can be learnt.
+
+    Args:
+        table: With labels.
+        source: What to call it.
 
     Raises:
         DataError: If there are no labels, all rows have the same, or each row has its own.
     """
     if table.labels is None:
-        raise DataError("a training table needs labels; name the label column")
+        raise DataError(f"{source}: a training table needs labels; name the label column")
     labels, distinct = table.labels, len(set(table.labels))
     if distinct < 2:
-        raise DataError(f"the labels must have at least two classes, all {len(labels)} rows have the same one")
+        raise DataError(
+            f"{source}: the labels must have at least two classes, and {len(labels)} row{'s' * (len(labels) > 1)} had "
+            "one; is it the right column?"
+        )
     if distinct == len(labels) > 2:
-        raise DataError(f"each of the {len(labels)} rows has a label of its own; is it the right column?")
+        raise DataError(f"{source}: each of the {len(labels)} rows has a label of its own; is it the right column?")
 
 
 def read_table(
@@ -117,22 +129,32 @@ def read_table(
     """
     columns = _columns(source, format)
 
-    def column(name: str | None) -> list[str] | None:
-        return None if name is None else _words(_pick(columns, name, source), f"{source}, column {name!r}")
+    def column(name: str | None, key: str = "") -> list[str] | None:
+        return None if name is None else _words(_pick(columns, name, source, key), f"{source}, column {name!r}")
 
-    texts = column(text_column)
+    texts = column(text_column, "text_column")
     assert texts is not None
     if not texts:
-        raise DataError(f"{source} has no rows")
-    return Table(texts, column(label_column), column(attribute_column))
+        raise DataError(f"{source} has no rows; name a table that has some")
+    return Table(texts, column(label_column, "label_column"), column(attribute_column))
 
 
-def read_columns(source: str | Path, names: Sequence[str], *, format: str = "auto") -> list[list[str]]:
-    """Reads columns by name, one list a name; everything else is as in `read_table`."""
+def read_columns(
+    source: str | Path, names: Sequence[str], *, keys: Sequence[str] = (), format: str = "auto"
+) -> list[list[str]]:
+    """Reads columns by name, one list a name; everything else is as in `read_table`.
+
+    Args:
+        source: As there.
+        names: Of the columns.
+        keys: Which setting each name comes from, for whoever has to mend it; empty if from none.
+        format: As there.
+    """
     columns = _columns(source, format)
-    words = [_words(_pick(columns, name, source), f"{source}, column {name!r}") for name in names]
+    picked = [_pick(columns, name, source, key) for name, key in zip_longest(names, keys, fillvalue="")]
+    words = [_words(values, f"{source}, column {name!r}") for name, values in zip(names, picked, strict=True)]
     if not all(words):
-        raise DataError(f"{source} has no rows")
+        raise DataError(f"{source} has no rows; name a table that has some")
     return words
 
 
@@ -158,14 +180,15 @@ def _format_of(path: Path, format: str) -> str:
     return ending
 
 
-def _pick(columns: Columns, name: str, source: str | Path) -> list[Any]:
+def _pick(columns: Columns, name: str, source: str | Path, key: str = "") -> list[Any]:
     if name in columns:
         return columns[name]
     if any(len(known) > _LONGEST_NAME for known in columns):  # a text, not a name: never show it
         raise DataError(f"{source} has no column {name!r}; its first line does not look like column names")
     hint = nearest(name, columns)
     listed = "" if hint.startswith("known") else f"; known: {', '.join(columns)}"
-    raise DataError(f"{source} has no column {name!r}; {hint}{listed}")
+    remedy = f"; {key} says which one to read" if key else ""
+    raise DataError(f"{source} has no column {name!r}; {hint}{listed}{remedy}")
 
 
 def _words(values: Sequence[Any], where: str) -> list[str]:
@@ -185,13 +208,13 @@ def _read_text(path: Path) -> str:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
+        raise DataError(f"{path} does not exist; {CHECK_NAME}") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 (byte {error.start}); convert it, e.g. with iconv") from None
     if not text.strip():
-        raise DataError(f"{path} is empty")
+        raise DataError(f"{path} is empty; name a table with rows")
     return text
 
 
@@ -214,7 +237,10 @@ def _read_delimited(path: Path, *, delimiter: str, quoting: Any) -> Columns:
         raise DataError(f"{path} names a column twice in its first line")
     for row, fields in enumerate(rows, start=1):
         if len(fields) != len(header):
-            raise DataError(f"{path}: row {row} has {len(fields)} fields, the first line has {len(header)} columns")
+            remedy = "put cells that hold a comma in double quotes" if delimiter == "," else "no cell may hold a tab"
+            raise DataError(
+                f"{path}: row {row} has {len(fields)} fields, the first line has {len(header)} columns; {remedy}"
+            )
     return {name: [fields[index] for fields in rows] for index, name in enumerate(header)}
 
 
@@ -239,7 +265,7 @@ def _read_parquet(path: Path) -> Columns:
     import pyarrow.parquet
 
     if not path.exists():
-        raise DataError(f"{path} does not exist")
+        raise DataError(f"{path} does not exist; {CHECK_NAME}")
     try:
         columns: Columns = pyarrow.parquet.read_table(path).to_pydict()
     except (pyarrow.ArrowException, OSError) as error:

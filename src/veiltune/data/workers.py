@@ -138,7 +138,10 @@ class WorkFolder:
                 shutil.rmtree(output / _PRIVATE)
             raise InputError(f"{output} holds a finished run; name another folder, or remove it")
         if present and not self._is_ours(written):
-            raise InputError(f"{output} is not empty and holds no interrupted run of this command over these files")
+            raise InputError(
+                f"{output} is not empty and holds no interrupted run of this command over these files; "
+                "name another folder"
+            )
         self.resumed = bool(present)
         self.private = private_folder(output / _PRIVATE)
         atomic_write_bytes(self.private / _IDENTITY, written, mode=0o600)

@@ -254,7 +254,7 @@ def _out_of_reach(target: float, sampling_prob: float, steps: int, delta: float)
     remedy = f"take at most {fits} step{'s' * (fits > 1)}" if fits else "sample less"
     digits = 10.0 ** (math.floor(math.log10(least(steps))) - 2)
     return PrivacyError(
-        f"target_epsilon must be at least {math.ceil(least(steps) / digits) * digits:.3g} for {steps} steps at "
+        f"epsilon must be at least {math.ceil(least(steps) / digits) * digits:.3g} for {steps} steps at "
         f"sampling_prob {sampling_prob:.4g} and delta {delta:g} (noise_multiplier {MAX_NOISE:g}), got {target:g}; "
         f"allow more epsilon, or {remedy}"
     )

@@ -75,7 +75,7 @@ def read_training_tables(config: TrainConfig) -> TrainingTables:
         return TrainingTables(_prompted(config, config.data.train, persons=True), _prompted(config, config.data.eval))
     train = _labelled(config, config.data.train, persons=True)
     evaluation = _labelled(config, config.data.eval)
-    check_labels(Table(train.texts, train.labels))
+    check_labels(Table(train.texts, train.labels), config.data.train)
     labels = LabelSet(tuple(config.data.classes)) if config.data.classes else LabelSet.fit(train.labels)
     for source, rows in ((config.data.train, train), (config.data.eval, evaluation)):
         try:
@@ -89,7 +89,8 @@ def read_training_tables(config: TrainConfig) -> TrainingTables:
 def _labelled(config: TrainConfig, source: str, *, persons: bool = False) -> Labelled:
     data = config.data
     names = [data.text_column, data.label_column, *([data.person_column] if persons and data.person_column else [])]
-    texts, labels, *rest = read_columns(source, names, format=data.format)
+    keys = ["data.text_column", "data.label_column", "data.person_column"][: len(names)]
+    texts, labels, *rest = read_columns(source, names, keys=keys, format=data.format)
     return Labelled(texts, labels, rest[0] if rest else None)
 
 

@@ -353,8 +353,7 @@ def _scope(unit: str) -> dict[str, str]:
     return {
         "covers": "every checkpoint, the final model and whatever it writes, against anyone without the run's key",
         "does not cover": "the trainer, who sees the texts; training losses, gradient norms and evaluation figures; "
-        "choices made by them; time and memory of a step; which classes a classifier has, if the table says; "
-        f"{several}",
+        f"choices made by them; time and memory of a step; {several}",
     }
 
 

@@ -69,11 +69,19 @@ def dry_run(config: TrainConfig) -> dict[str, str]:
 
 
 def description(config: TrainConfig, plan: DPPlan) -> dict[str, str]:
-    """`DPPlan.describe`, but for a run whose noise is seeded, which has no claim."""
+    """`DPPlan.describe`, and what the configuration changes: classes of the table; a seed, with which nothing holds."""
+    lines = plan.describe()
+    if plan.private and classes_from_table(config):
+        lines["does not cover"] += "; which classes there are, as the table says so"
     if config.noise_seed is None or not plan.private:
-        return plan.describe()
-    lines = {name: line for name, line in plan.describe().items() if name != "covers"}
+        return lines
+    del lines["covers"]
     return lines | {"claim": "no privacy: noise_seed is set, and whoever knows it can remove the noise"}
+
+
+def classes_from_table(config: TrainConfig) -> bool:
+    """Whether a classifier's classes are what the training table has, which is outside every claim."""
+    return config.model.task == "classification" and config.data.classes is None
 
 
 def run_warnings(config: TrainConfig, plan: DPPlan) -> list[str]:

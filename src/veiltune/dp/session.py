@@ -112,6 +112,7 @@ def _trained(config: TrainConfig, reporter: TrainReporter, stop: Callable[[], bo
             card = RunCard.load(run)
             if card is not None:
                 check_same_card(run, RunCard(card.plan, tables.fingerprint(key), card.model, card.version))
+            reporter.say("the run was finished before: nothing was trained now")
             return dict(run.read_json("summary.json"))
         rows, notes = scrubbed(thinned.tables.train, defences, run.private / "data", private=private)
         ready = replace(thinned.tables, train=rows)

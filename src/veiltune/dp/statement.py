@@ -7,7 +7,7 @@ from typing import Any
 
 from veiltune.config import TrainConfig
 from veiltune.dp.plan import DPPlan
-from veiltune.dp.planning import description, randomness, run_warnings
+from veiltune.dp.planning import classes_from_table, description, randomness, run_warnings
 
 _NOT_COVERED = {
     "metrics.jsonl": "losses, gradient norms, shares and sizes of batches are computed from the table without noise",
@@ -54,8 +54,7 @@ def statement(config: TrainConfig, plan: DPPlan, *, steps_taken: int) -> dict[st
 
 def _not_covered(config: TrainConfig) -> dict[str, str]:
     shown = {name: why for name, why in _NOT_COVERED.items() if name != "tensorboard/" or config.report.tensorboard}
-    from_table = config.model.task == "classification" and config.data.classes is None
-    return shown | ({"the classes": _CLASSES} if from_table else {})
+    return shown | ({"the classes": _CLASSES} if classes_from_table(config) else {})
 
 
 def _covered(config: TrainConfig) -> str:

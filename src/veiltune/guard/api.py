@@ -169,7 +169,9 @@ class _Asked:
         if len(stops) > _STOPS or not all(stops):
             raise Refusal(400, "invalid", f"stop takes up to {_STOPS} texts, none empty")
         if not 1 - question.echo <= question.max_tokens <= self._max_new:
-            raise Refusal(400, "invalid", f"max_tokens must be 1 to {self._max_new}, or 0 with echo")
+            raise Refusal(
+                400, "invalid", f"max_tokens must be 1 to {self._max_new}, or 0 with echo, got {question.max_tokens}"
+            )
         if question.stream and (question.echo or question.logprobs is not None):
             raise Refusal(400, "invalid", "stream goes without echo and logprobs")
         self._check([prompt], question.max_tokens)
@@ -325,9 +327,11 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 async def _unknown(_: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
-    kinds = {404: ("not_found", "no such address"), 405: ("bad_method", "another method is wanted here")}
+    headers = getattr(error, "headers", None) or {}
+    wanted = headers.get("Allow", "another method")
+    kinds = {404: ("not_found", "no such address"), 405: ("bad_method", f"{wanted} is wanted here")}
     kind, message = kinds.get(status, ("http", "the request was not understood"))
-    return _error(status, kind, message)
+    return _error(status, kind, message, dict(headers))
 
 
 async def _failed(_: Request, __: Exception) -> Response:

@@ -119,7 +119,9 @@ class Door:
         except StorageError:
             raise Refusal(503, "storage", "the server cannot count queries now", retry_after=30.0) from None
         if not enough:
-            raise Refusal(429, "budget_exhausted", "the query budget of this key has too few queries left for this")
+            raise Refusal(
+                429, "budget_exhausted", f"the budget of this key has not the {cost} queries left that this takes"
+            )
 
 
 class Metrics:

@@ -60,7 +60,9 @@ def serve(model: str, config: GuardConfig, *, without_keys: bool = False, ready_
     with contextlib.closing(listening):
         app = _application(model, config, keys)
         port = listening.getsockname()[1]
-        log.info("serving on port %d (%s)", port, "keys" if keys else "no keys")
+        log.info(
+            "serving on http://%s:%d (%s)", f"[{host}]" if ":" in host else host, port, "keys" if keys else "no keys"
+        )
         run(app, listening, read_seconds=config.limits.read_seconds, ready_file=ready_file)
     log.info("stopped")
 
@@ -194,5 +196,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise InputError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
+        raise InputError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; name another --address"
+        ) from None
     return listening

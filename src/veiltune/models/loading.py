@@ -70,7 +70,7 @@ def load_base(name: str) -> BaseModel:
         InputError: If there is no such model, or it cannot be read.
         StorageError: If a bundled model must be converted and the cache cannot be written.
     """
-    source = str(bundled_folder(name)) if name in BUNDLED else name
+    source = _source_of(name)
     try:
         config = AutoConfig.from_pretrained(source)
         auto_class = AutoModelForCausalLM if family_of(config).causal else AutoModel
@@ -92,7 +92,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         InputError: If there is none, or it cannot be read.
     """
-    source = str(bundled_folder(name)) if name in BUNDLED else name
+    source = _source_of(name)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
     except InputError:
@@ -157,6 +157,14 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
         total.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
         total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def _source_of(name: str) -> str:
+    if name in BUNDLED:
+        return str(bundled_folder(name))
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():  # no name on the hub begins so
+        raise InputError(f"cannot load the model {name!r}: there is no such folder; check its name")
+    return name
 
 
 def _remedy(name: str) -> str:

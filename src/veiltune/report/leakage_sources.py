@@ -130,16 +130,24 @@ def _is_language_model(path: Path) -> bool:
 
 def _was_trained(config: Path) -> bool:
     """Whether the file is of `veiltune train`: it has no vendor."""
-    try:
-        tree = tomllib.loads(config.read_text()) if config.is_file() else {}
-    except ValueError:
-        return False  # whoever reads it as a configuration says what is wrong
+    tree = _tree(config)
     return "train" in tree and "vendor" not in tree
+
+
+def _tree(config: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(config.read_text()) if config.is_file() else {}
+    except ValueError:
+        return {}  # whoever reads it as a configuration says what is wrong
 
 
 def _load_model(run: RunFolder, *, label: str, letter: str, with_text: bool) -> ModelRun:
     with storage_errors(run.path):
         if not (run.path / LEAKAGE).exists():
+            if _tree(run.config_path).get("model", {}).get("task") == "classification":
+                raise InputError(
+                    f"{run.path} is a classifier; the report shows audits of split runs and language models"
+                )
             raise InputError(f"{run.path} has no {LEAKAGE}; run `veiltune audit {run.path} --manifest FILE` first")
         record = _read_record(run)
         samples, note = _read_samples(run) if with_text else ((), "They were left out on request.")

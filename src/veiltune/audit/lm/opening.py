@@ -91,6 +91,20 @@ def open_models(options: LeakageOptions, *, train_digest: str = "") -> Opened:
     )
 
 
+def refuse_classifiers(options: LeakageOptions) -> None:
+    """Refuses a run that made no language model, before anything else is asked of the user.
+
+    Raises:
+        InputError: With what the run has instead.
+    """
+    run = None if options.is_api else run_of(options.model)
+    if run and run[1].model.task != "generation":
+        raise InputError(
+            f"{options.model} is a classifier, and this audit is of language models; what is claimed of it is in"
+            f" {run[0].path / 'privacy.json'}"
+        )
+
+
 def _check_same_corpus(config: TrainConfig, train_digest: str) -> None:
     """A run knows the path of its table; a table that is gone or from the hub cannot be compared."""
     table = Path(config.data.train)

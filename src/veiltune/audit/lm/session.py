@@ -40,7 +40,7 @@ from veiltune.audit.lm.extraction import (
 )
 from veiltune.audit.lm.gates import Gate
 from veiltune.audit.lm.membership import Evidence, membership
-from veiltune.audit.lm.opening import Opened, open_models
+from veiltune.audit.lm.opening import Opened, open_models, refuse_classifiers
 from veiltune.audit.lm.options import LeakageOptions
 from veiltune.audit.lm.plain import plain_manifest
 from veiltune.audit.lm.rates import Scorer, discoverable, errors_curve
@@ -81,6 +81,7 @@ def audit_model(
     """
     started = time.monotonic()
     reporter = reporter or Reporter()
+    refuse_classifiers(options)
     whole = _manifest(options)
     manifest, choice = chosen_persons(whole, only=options.only, leave_out=options.leave_out)
     subjects = Subjects.of(manifest, seed=options.seed)
