@@ -144,7 +144,8 @@ def _tree(config: Path) -> dict[str, Any]:
 def _load_model(run: RunFolder, *, label: str, letter: str, with_text: bool) -> ModelRun:
     with storage_errors(run.path):
         if not (run.path / LEAKAGE).exists():
-            if _tree(run.config_path).get("model", {}).get("task") == "classification":
+            model = _tree(run.config_path).get("model")
+            if isinstance(model, dict) and model.get("task") == "classification":
                 raise InputError(
                     f"{run.path} is a classifier; the report shows audits of split runs and language models"
                 )
