@@ -48,6 +48,7 @@ from veiltune.models.loading import load_base
 
 CORPUS = replace(PRESETS["ci"], persons=400, population=250, exposure_canaries=2, carrier_share=0.5)
 STAGES = ("none", "light", "standard", "dp")
+#: By how long a run and its audit take: workers that begin with the longest end together.
 LONGEST_FIRST = ("dp", "light", "none", "standard")
 RATES = {"none": (audit_ci.RATE, 3e-4), "light": (5e-3, 1e-3), "standard": (5e-3, 1e-3), "dp": (3e-3, 1e-3)}
 GUARDED: dict[str, dict[str, Any]] = {"standard": {"top_k": 50, "decimals": 3}, "dp": {}}

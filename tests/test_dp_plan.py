@@ -109,6 +109,8 @@ def test_the_whole_claim_is_described() -> None:
     assert lines["clipping"] == "flat, clip_norm 0.5"
     assert lines["noise"] == "Gaussian, noise_multiplier 1, standard deviation 0.5 on sums of sensitivity 0.5"
     assert "checkpoint" in lines["covers"] and "training losses" in lines["does not cover"]
+    assert "which classes" in lines["does not cover"]
+    assert "which classes" not in plan.describe(classes_fixed=True)["does not cover"]
 
 
 def test_the_figures_in_the_claim_are_never_rounded_down() -> None:

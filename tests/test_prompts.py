@@ -115,6 +115,9 @@ def test_refusals(tmp_path: Path) -> None:
     table = write(tmp_path / "rows.csv", f"prompt,target\n{SECRET},x\n")
     assert "has no column 'promt'; did you mean 'prompt'?" in refusal(table, prompt_column="promt")
     assert refusal(table, prompt_column="promt").endswith("; prompt_column says which one to read")
+    for prompt_column in ("prompt", ""):
+        said = refusal(table, prompt_column=prompt_column, target_column="")
+        assert "has no column ''" in said and said.endswith("; target_column says which one to read")
 
 
 def test_prompted_checks_itself() -> None:

@@ -81,7 +81,8 @@ def read_prompted(
             raise InputError("format 'e2e' has a prompt and a target in each line and no persons; use a table instead")
         return _read_e2e(Path(source))
     asked = {"target_column": target_column, "prompt_column": prompt_column, "person_column": person_column}
-    keys, names = zip(*((key, name) for key, name in asked.items() if name), strict=True)
+    optional = ("prompt_column", "person_column")
+    keys, names = zip(*((key, name) for key, name in asked.items() if name or key not in optional), strict=True)
     columns = dict(zip(names, read_columns(source, names, keys=keys, format=format), strict=True))
     targets = columns[target_column]
     prompts = columns[prompt_column] if prompt_column else [""] * len(targets)

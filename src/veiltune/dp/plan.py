@@ -289,8 +289,13 @@ class DPPlan:
         """What makes this a weak claim, one line each; empty for a run without privacy, which claims nothing."""
         return weaknesses(self)
 
-    def describe(self) -> dict[str, str]:
-        """The whole claim, an ordered line for each of its parts."""
+    def describe(self, *, classes_fixed: bool = False) -> dict[str, str]:
+        """The whole claim, an ordered line for each of its parts.
+
+        Args:
+            classes_fixed: Whether a classifier's classes were settled before anyone read the table (or there are none):
+                those that are taken from it are outside the claim.
+        """
         cap = "" if self.max_records is None else f", at most {self.max_records} records of each in a step"
         return {
             "claim": self._claim(),
@@ -303,7 +308,7 @@ class DPPlan:
             f"sums of sensitivity {self.sensitivity:g}"
             if self.private
             else "none",
-            **(_scope(self.unit) if self.private else {}),
+            **(_scope(self.unit, classes_fixed=classes_fixed) if self.private else {}),
         }
 
     def _claim(self) -> str:
@@ -348,12 +353,13 @@ class DPPlan:
         return [f"{name}: {mine[name]} in the run, {theirs[name]} now" for name in mine if mine[name] != theirs[name]]
 
 
-def _scope(unit: str) -> dict[str, str]:
+def _scope(unit: str, *, classes_fixed: bool) -> dict[str, str]:
     several = "several examples of one person" if unit == "example" else "a person under several names"
+    classes = "" if classes_fixed else "which classes a classifier has, if the table says; "
     return {
         "covers": "every checkpoint, the final model and whatever it writes, against anyone without the run's key",
         "does not cover": "the trainer, who sees the texts; training losses, gradient norms and evaluation figures; "
-        f"choices made by them; time and memory of a step; {several}",
+        f"choices made by them; time and memory of a step; {classes}{several}",
     }
 
 

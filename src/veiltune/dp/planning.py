@@ -69,10 +69,8 @@ def dry_run(config: TrainConfig) -> dict[str, str]:
 
 
 def description(config: TrainConfig, plan: DPPlan) -> dict[str, str]:
-    """`DPPlan.describe`, and what the configuration changes: classes of the table; a seed, with which nothing holds."""
-    lines = plan.describe()
-    if plan.private and classes_from_table(config):
-        lines["does not cover"] += "; which classes there are, as the table says so"
+    """`DPPlan.describe`, but for a run whose noise is seeded, which has no claim."""
+    lines = plan.describe(classes_fixed=not classes_from_table(config))
     if config.noise_seed is None or not plan.private:
         return lines
     del lines["covers"]
