@@ -153,6 +153,22 @@ def test_the_first_so_many_of_a_person_stay(tmp_path: Path) -> None:
     assert report["files"] == [{"name": "x.jsonl", "records": 30, "kept": len(expected)}]
 
 
+@pytest.mark.parametrize("nobody", ["", "  ", None])
+def test_records_of_nobody_known_are_not_those_of_one_person(nobody: str | None, tmp_path: Path) -> None:
+    rng = random.Random(6)
+    rows = [(nobody if i % 2 else "p", " ".join(words(rng, 20))) for i in range(20)]
+    lines = [json.dumps({"id": i, "person": person, "text": text}) for i, (person, text) in enumerate(rows)]
+    (tmp_path / "x.jsonl").write_text("\n".join([*lines, ""]))
+    table = [f"{i},{person or ''},{text}" for i, (person, text) in enumerate(rows)]
+    (tmp_path / "x.csv").write_text("\n".join(["id,person,text", *table, ""]))
+    options = DedupeOptions(person_column="person", max_records=3, processes=1)
+    expected = [i for i in range(20) if i % 2 or i < 6]
+    summary = dedupe([tmp_path / "x.jsonl"], tmp_path / "lines", options)
+    assert kept(tmp_path / "lines") == expected and (summary.kept, summary.capped) == (13, 7)
+    summary = dedupe([tmp_path / "x.csv"], tmp_path / "table", options)
+    assert (summary.kept, summary.capped) == (13, 7)
+
+
 def test_fast_and_slow_choices_agree() -> None:
     rng = np.random.default_rng(4)
     for _ in range(50):
@@ -164,7 +180,7 @@ def test_fast_and_slow_choices_agree() -> None:
         expected = []
         for person, chosen in zip(persons.tolist(), among, strict=True):
             taken[person] = taken.get(person, 0) + chosen
-            expected.append(bool(chosen and taken[person] <= most))
+            expected.append(bool(chosen and (person == 0 or taken[person] <= most)))
         assert first_of_each(persons, among, most).tolist() == expected
         hashes = rng.integers(0, 3, (size, 2)).astype(np.uint64)
         seen = [tuple(row) for row in hashes.tolist()]

@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,29 @@ def test_completions_text_echo_stop_seed_and_stream(port: int) -> None:
         assert done == "[DONE]" and "".join(json.loads(part)["choices"][0]["text"] for part in parts) == whole
     none = ask(port, "/v1/completions", {"prompt": [[5, 6]], "max_tokens": 0, "echo": True, "logprobs": 2})[2]
     assert none["usage"]["completion_tokens"] == 0 and len(none["choices"][0]["logprobs"]["tokens"]) == 2
+
+
+def test_log_probabilities_of_the_drawn_tokens_only(port: int) -> None:
+    question = {"prompt": "a", "max_tokens": 3, "seed": 1, "temperature": 0.7}
+    (told,) = ask(port, "/v1/completions", question | {"logprobs": 0})[2]["choices"]
+    (more,) = ask(port, "/v1/completions", question | {"logprobs": 2})[2]["choices"]
+    assert told["logprobs"]["top_logprobs"] == [{}] * 3
+    assert told["logprobs"]["token_logprobs"] == more["logprobs"]["token_logprobs"]
+
+
+def test_a_streamed_text_shorter_than_its_stop_text_waits_for_it(port: int) -> None:
+    """It is sent at the end only, when it is known not to be the beginning of the stop text."""
+    question = {"prompt": "a", "max_tokens": 30, "seed": 3}
+    (whole,) = ask(port, "/v1/completions", question)[2]["choices"]
+    for length in (2, 5, len(whole["text"]) - 1):
+        stop = whole["text"][:length]
+        for streamed in (False, True):
+            content = ask(port, "/v1/completions", question | {"stop": stop, "stream": streamed})[2]
+            if streamed:
+                parts = [line[6:] for line in content.decode().split("\n\n") if line][:-1]
+                assert "".join(json.loads(part)["choices"][0]["text"] for part in parts) == ""
+            else:
+                assert content["choices"][0]["text"] == ""
 
 
 def test_pages_about_the_server(port: int) -> None:
@@ -270,6 +294,16 @@ def test_a_key_is_revoked_by_taking_its_line_out(tmp_path: Path) -> None:
     assert keys.owner(f"Bearer {alice}") == "alice" and keys.names == ("alice", "bob")
 
 
+def test_keys_that_are_made_at_the_same_time_are_all_taken(tmp_path: Path) -> None:
+    file = tmp_path / "keys" / "keys.jsonl"
+    names = [f"k{number}" for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        made = dict(zip(names, pool.map(lambda name: new_key(file, name), names), strict=True))
+    keys = Keys(file)
+    assert [keys.owner(f"Bearer {key}") for key in made.values()] == names
+    assert (tmp_path / "keys" / "keys.jsonl.lock").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_ledger_that_is_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "letters.txt"
     file.write_text("Dear Ann,\n" * 200)
@@ -371,3 +405,6 @@ def test_a_guarded_server_seals_vectors_and_never_writes_the_string() -> None:
         answer = ask(port, "/v1/completions", {"prompt": "jane doe", "max_tokens": 1, "logprobs": 3, "echo": True})
         assert answer[0] == 200 and len(answer[2]["choices"][0]["logprobs"]["tokens"]) == 9
         assert "veiltune_positions_sealed 1.0" in ask(port, "/metrics")[2].decode()
+        for head in ("It is jane d", "It is Jane Do"):  # known or guessed: the text ends all the same
+            (ended,) = ask(port, "/v1/completions", {"prompt": head, "max_tokens": 5})[2]["choices"]
+            assert (ended["text"], ended["finish_reason"]) == ("", "content_filter")

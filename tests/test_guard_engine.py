@@ -157,6 +157,11 @@ def test_refusals_and_failures_touch_nobody_else(engine: Engine) -> None:
         bad.result(WAIT)
     assert good.result(WAIT).shape == (1, VOCAB)
     assert len(engine.submit(TextJob([5], max_tokens=2)).result(WAIT).ids) == 2
+    together = [TextJob([5], max_tokens=9), TextJob([6], max_tokens=9, stops=broken), TextJob([7], max_tokens=9)]
+    first, failed, last = [engine.submit(job) for job in together]  # one batch: a failure is one text's
+    with pytest.raises(ZeroDivisionError):
+        failed.result(WAIT)
+    assert len(first.result(WAIT).ids) == len(last.result(WAIT).ids) == 9
     engine.close()
     with pytest.raises(InputError, match="stopping"):
         engine.submit(VectorJob([[5]]))

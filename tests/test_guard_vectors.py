@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from tiny import VOCAB, tiny_model
 from tiny_text import causal_tokenizer
+from veiltune.data import tables
 from veiltune.errors import DataError, InputError
 from veiltune.guard.answers import vectors_json
 from veiltune.guard.budget import protection_table
 from veiltune.guard.building import build_guard, protected_values, texts_of
 from veiltune.guard.decoding import Guard, GuardProcessor
 from veiltune.guard.folding import fold
+from veiltune.guard.jobs import TextJob
 from veiltune.guard.memfree import NgramFilter
 from veiltune.guard.protected import ProtectedStrings
 from veiltune.guard.vectors import Seal, Shape, Vector, best, normalised, unigram, without
@@ -100,6 +105,38 @@ def test_after_a_head_the_model_plays_no_part() -> None:
     assert alike == [False, True, True, True, True, False, False]
 
 
+def test_what_text_is_drawn_from_depends_on_heads_and_lengths_only() -> None:
+    """Else somebody whose draws have known seeds reads off a flat vector which tokens are ruled out, so what is listed.
+
+    Two lists with other endings draw alike at every state, and after a head so do two models.
+    """
+    rng = np.random.default_rng(9)
+    vocabulary = Vocabulary([bytes([code]) for code in range(128)] + [b" Doe", b"oe", b" Dax", b"e Do"])
+    one, other = (Guard(vocabulary, protected=ProtectedStrings([s], vocabulary)) for s in ("Jane Doe", "Jane Dax"))
+    silent = {token for token in range(128) if not fold(chr(token))}
+    for text in (b"Jan", b"Jane", b"Jane ", b"Jane D", b"jane.d-o", b"Jane Da", b"Jane Dxx", b"Jane Doe was"):
+        state, vector = one.start(text), random_vector(rng, vocabulary.size)
+        assert state == other.start(text)
+        np.testing.assert_array_equal(one.drawn(state, vector), other.drawn(state, vector))
+        if one.withholds(state):
+            np.testing.assert_array_equal(
+                one.drawn(state, vector), one.drawn(state, random_vector(rng, vocabulary.size))
+            )
+            assert set(np.flatnonzero(np.isfinite(one.drawn(state, vector)))) == silent
+    with pytest.raises(InputError, match="no such token"):
+        letters = Vocabulary([b"a", b"b"])
+        guard = Guard(letters, protected=ProtectedStrings(["aaaaaaaa"], letters))
+        guard.drawn(guard.start([0] * 4), np.log(np.array([0.5, 0.5], dtype=np.float32)))
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-40, 5e-324])
+def test_a_tiny_temperature_takes_the_likeliest_token_that_is_left(temperature: float) -> None:
+    vector = normalised(np.array([1.0, 3.0, 2.0, -np.inf], dtype=np.float32))
+    for top_p in (1.0, 0.9):
+        assert TextJob([0], 1, temperature=temperature, top_p=top_p).draw(without(vector, np.array([1]))) == 2
+    assert np.exp(Shape(temperature=temperature).of(vector)).tolist() == [0.0, 1.0, 0.0, 0.0]
+
+
 def test_shape_against_twins() -> None:
     rng = np.random.default_rng(1)
     for _ in range(100):
@@ -108,6 +145,7 @@ def test_shape_against_twins() -> None:
         vector = normalised(vector)
         k = int(rng.integers(1, 21))
         assert best(vector, k).tolist() == np.argsort(-vector, kind="stable")[:k].tolist()
+        assert not len(best(vector, 0))
         warm = np.exp(Shape(temperature=2.0).of(vector), dtype=np.float64)
         np.testing.assert_allclose(warm, np.exp(vector / 2) / np.exp(vector / 2).sum(), rtol=1e-4)
         cut = np.exp(Shape(top_k=k).of(vector), dtype=np.float64)
@@ -165,8 +203,9 @@ def test_drawn_text_repeats_no_ngram() -> None:
         assert found == repeats
 
 
+@pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("beams", [1, 3])
-def test_generate_with_the_processor_never_says_it(beams: int) -> None:
+def test_generate_with_the_processor_never_says_it(beams: int, ends: bool) -> None:
     """A model that wants to say one text only, sampled and by beams, in a padded batch."""
     tokenizer, model = causal_tokenizer(), tiny_model("gpt2", "causal")
     a, b = (tokenizer.convert_tokens_to_ids(c) for c in "ab")
@@ -178,16 +217,26 @@ def test_generate_with_the_processor_never_says_it(beams: int) -> None:
     guard = Guard(vocabulary, protected=ProtectedStrings(["abbaab", "aaaaa", "bbbbb"], vocabulary))
     ids = torch.tensor([[0, a], [b, a]])
     texts = {}
-    for name, processors in (("plain", []), ("guarded", [GuardProcessor(guard)])):
+    processor = GuardProcessor(guard, tokenizer.eos_token_id if ends else None)
+    for name, processors in (("plain", []), ("guarded", [processor])):
         torch.manual_seed(0)
         settings = {"do_sample": beams == 1, "num_beams": beams, "num_return_sequences": beams, "max_new_tokens": 40}
         made = model.generate(
-            ids, attention_mask=(ids != 0).long(), logits_processor=processors, pad_token_id=0, **settings
+            ids,
+            attention_mask=(ids != 0).long(),
+            logits_processor=processors,
+            pad_token_id=0,
+            eos_token_id=tokenizer.eos_token_id,
+            **settings,
         )
         texts[name] = [fold(tokenizer.decode(row, skip_special_tokens=True)) for row in made]
     secrets = ("abbaab", "aaaaa", "bbbbb")
     assert any(secret in text for text in texts["plain"] for secret in secrets)
     assert not any(secret in text for text in texts["guarded"] for secret in secrets)
+    if ends:
+        assert made.shape[1] < 42  # all texts ended at a head
+    with pytest.raises(InputError, match="eos_token_id"):
+        GuardProcessor(guard, VOCAB)
 
 
 def test_the_processor_agrees_with_reading_every_text_anew() -> None:
@@ -275,3 +324,32 @@ def test_a_vector_that_is_not_a_number_is_not_told() -> None:
             vectors_json(vector, probs=probs)
     told = json.loads(vectors_json(vector[:, ::2], probs=False))["log_probs"]
     assert told == [[-0.5, None]] and json.loads(vectors_json(vector[:, 2:], probs=True)) == {"probs": [[0.0]]}
+
+
+def test_tables_are_read_as_tables_and_lines_end_at_line_ends_only(tmp_path: Path) -> None:
+    """A table taken line by line holds other tokens than the training text, so the filter would let passages pass."""
+    texts = ['Dear "Ann", she said,\nthat all is well', "one line\u2028and its rest"]
+    plain = ["no quote, no tab", "one line\u2028and its \x85 rest"]
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["id", "text"], *([str(i), text] for i, text in enumerate(texts))])
+    lines = [json.dumps({"id": 1, "text": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / "a.JSONL").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    for name in ("a.csv", "a.JSONL", "a.parquet"):
+        assert list(texts_of(tmp_path / name)) == texts
+    (tmp_path / "a.tsv").write_text("text\tid\n" + "".join(f"{text}\t1\n" for text in plain), encoding="utf-8")
+    (tmp_path / "a.txt").write_bytes("\r\n".join([*plain, ""]).encode())
+    assert list(texts_of(tmp_path / "a.tsv")) == list(texts_of(tmp_path / "a.txt")) == plain
+    assert protected_values(tmp_path / "a.txt") == plain
+    (tmp_path / "b.csv").write_text("id,body\n1,Secret\n")
+    with pytest.raises(InputError, match="has no column 'text'"):
+        list(texts_of(tmp_path / "b.csv"))
+
+
+def test_a_cell_that_is_too_long_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "long.csv").write_text("value\n" + "ab" * 70_000 + "\n")
+    assert [len(value) for value in protected_values(tmp_path / "long.csv")] == [140_000]
+    monkeypatch.setattr(tables, "_LONGEST_FIELD", 130_000)
+    with pytest.raises(InputError, match="field larger than field limit") as refusal:
+        protected_values(tmp_path / "long.csv")
+    assert "abab" not in str(refusal.value) and "\n" not in str(refusal.value)

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import random
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +19,8 @@ from veiltune.cli import app
 from veiltune.data import workers
 from veiltune.data.detect import DetectorOptions
 from veiltune.data.manifest import Manifest, normalise, read_manifest
-from veiltune.data.pseudonyms import Value
-from veiltune.data.replacing import Replacer
+from veiltune.data.pseudonyms import Pseudonyms, Value
+from veiltune.data.replacing import Place, Replacer, apart, context
 from veiltune.data.scrub import ScrubOptions, scrub
 from veiltune.data.streaming import chunks, open_source
 from veiltune.data.synth import SynthOptions, synthesise
@@ -374,6 +376,79 @@ def test_of_two_values_that_overlap_the_longer_is_replaced() -> None:
     table = {("name", "ann stone"): "Jo Reed", ("address", "4 ann stone road"): "9 Kim Road"}
     replacer = Replacer([Value("name", "Ann Stone"), Value("address", "4 Ann Stone Road")], table)
     assert replacer.replace("at 4 Ann Stone Road", [(5, 14, "name")])[0] == "at 9 Kim Road"
+
+
+def test_of_two_values_that_partly_overlap_both_are_replaced() -> None:
+    text, name = "Dear Ann Stone Street 12, Denham", (5, 14, "name")
+    table = {("name", "ann stone"): "Jo Reed", ("address", "stone street 12, denham"): "9 Kim Road"}
+    address = Value("address", "Stone Street 12, Denham")
+    for mode, expected in (
+        ("mask", "Dear [NAME] [ADDRESS]"), ("remove", "Dear  "), ("pseudonym", "Dear Jo Reed 9 Kim Road")
+    ):  # fmt: skip
+        new, places = Replacer([address], table, mode=mode).replace(text, [name])
+        assert new == expected
+        assert [(text[p.start : p.end], p.key[0], p.found) for p in places] == [
+            ("Ann", "name", True), ("Stone Street 12, Denham", "address", False)
+        ]  # fmt: skip
+    known = Replacer([Value("name", "Ann Stone"), address], {}, mode="mask")
+    assert known.replace(f"{text}; Ann Stone", [])[0] == "Dear [NAME] [ADDRESS]; [NAME]"
+    del table[("name", "ann stone")]
+    alone = Replacer([address], table, alone=Pseudonyms(b"k" * 32)).replace(text, [name])[0]
+    assert re.fullmatch(r"Dear \w+ \w+ 9 Kim Road", alone) and "Ann" not in alone
+
+
+def test_no_character_of_a_place_stays_whatever_overlaps() -> None:
+    """Against a twin that looks at each character; places of which no two partly overlap are as they were."""
+    rng, cut = random.Random(8), 0
+    for _ in range(2000):
+        text = "".join(rng.choices("ab ", k=24))
+        spans = {tuple(sorted(rng.sample(range(25), 2))) for _ in range(rng.randint(1, 7))}
+        places = [
+            Place(a, b, ("name", text[a:b]), bool(rng.getrandbits(1)), text[a:b]) for a, b in sorted(spans) if
+            text[a:b].strip() == text[a:b]
+        ]  # fmt: skip
+        kept = apart(text, places)
+        assert kept == apart(text, places[::-1])
+        assert all(a.start < a.end <= b.start for a, b in itertools.pairwise(kept))
+        covered = {at for place in kept for at in range(place.start, place.end)}
+        wanted = {at for place in places for at in range(place.start, place.end)}
+        assert covered <= wanted and all(text[at] == " " for at in wanted - covered)
+        outer = [p for p in places if not any(o.start <= p.start and p.end <= o.end and o is not p for o in places)]
+        if all(a.end <= b.start for a, b in itertools.pairwise(outer)):
+            assert kept == outer
+        else:
+            cut += 1
+            assert max(places, key=lambda p: (p.end - p.start, p.found, -p.start)) in kept
+            assert all(any(p.old == place.old and p.key == place.key for p in places) for place in kept)
+    assert cut > 400
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\u0418\u0432\u0430\u043d \u043f\u0438\u0448\u0435\u0442 X.", "_ \u043f\u0438\u0448\u0435\u0442 [NAME]."),
+        ("他和李晓红，さくら、김민수 X", "_，_、_ [NAME]"),
+        ("in \u0391\u03b8\u03ae\u03bd\u03b1, \u01c5ep A\u0301nn X", "in _, _ _ [NAME]"),
+        ("l\u0663 \u0645\u062d\u0645\u062f a\u200bnn X", "_ _ _ [NAME]"),
+        ("[SECRET_NAME] of [JOHN] to X, and O'Neil at foo_Bar", "[_] of [_] to [NAME], and _'_ at _"),
+    ],
+)  # fmt: skip
+def test_contexts_show_small_letters_only(text: str, expected: str) -> None:
+    """Of a missed value in whatever script, since the report may go to others."""
+    at = text.index("X")
+    assert context(text, [Place(at, at + 1, ("name", "x"), True, "X")], 0) == expected
+
+
+def test_a_record_of_which_nothing_is_left_stays_a_record(tmp_path: Path) -> None:
+    """An empty line would be none: readers skip it, and every record after it would have another number."""
+    (tmp_path / "x.csv").write_bytes(b'text\r\nann.stone@old.org\r\n"a.b@old.org "\r\nhello\r\n')
+    scrub([tmp_path / "x.csv"], tmp_path / "out", ScrubOptions(mode="remove"))
+    assert (tmp_path / "out" / "x.csv").read_bytes() == b'text\r\n""\r\n" "\r\nhello\r\n'
+    with (tmp_path / "out" / "x.csv").open(newline="") as file:
+        assert [row["text"].strip() for row in csv.DictReader(file)] == ["", "", "hello"]
+    (tmp_path / "y.csv").write_text("id,text\n1,ann.stone@old.org\n")
+    scrub([tmp_path / "y.csv"], tmp_path / "two", ScrubOptions(mode="remove"))
+    assert (tmp_path / "two" / "y.csv").read_text() == "id,text\n1,\n"
 
 
 def test_columns_that_are_not_looked_at_are_named(tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ class ProtectSection(Section):
     """Strings that never come out."""
 
     files: list[str] = Field(default_factory=list)
-    """each a manifest of `veiltune data synth` (everybody in it), a table with a column `value`, or a
-    text with one string a line"""
+    """manifests of `data synth` (all in it), CSV, TSV or Parquet with a column `value`, texts of a string a line"""
     unknown: Annotated[float, Field(ge=0, le=0.99)] = 0.5
     """share of each string that vectors and texts must not tell; 0: its last character"""
     shortest: Count = 5
@@ -25,7 +24,7 @@ class MemfreeSection(Section):
     """No verbatim passages of the training text."""
 
     text: str = ""
-    """table with a column `text`, or a text with one record a line; empty: no filter"""
+    """CSV, TSV, JSONL or Parquet table with a column `text`, or a text with one record a line; empty: no filter"""
     n: Annotated[int, Field(ge=2)] = 10
     """tokens of a passage"""
     candidates: Count = 50
@@ -38,7 +37,7 @@ class VectorSection(Section):
     """What is done to every vector, in this order; 0 leaves a step out."""
 
     reference: str = ""
-    """public text whose token shares stand where something is withheld; empty: all tokens alike"""
+    """public file like memfree.text, whose token shares stand where something is withheld; empty: all tokens alike"""
     temperature: Positive = 1.0
     """of the vectors"""
     top_k: Annotated[int, Field(ge=0)] = 0
@@ -54,7 +53,7 @@ class LimitsSection(Section):
     """requests a second and key; 0: no limit"""
     burst: Count = 20
     """requests at once"""
-    budget: Annotated[int, Field(ge=0)] = 0
+    budget: Annotated[int, Field(ge=0, le=10**18)] = 0
     """queries a key in all (a vector, a new token, an echoed token); 0: no limit"""
     ledger: str = "guard-budget.sqlite"
     """file that counts them"""

@@ -44,7 +44,8 @@ class DedupeOptions:
         person_column: Column that tells persons apart; "" for none.
         threshold: Jaccard index of five-word shingles from which on two texts are near-duplicates; 1 for exact ones
             only.
-        max_records: Records that stay of a person: the first so many that are no duplicates; 0 for all.
+        max_records: Records that stay of a person: the first so many that are no duplicates; 0 for all. Records whose
+            person is blank or null are of nobody known, and all stay.
         processes: 0 for one a core.
         chunk_bytes: About how much is worked on at a time.
     """
@@ -222,7 +223,7 @@ def _sketch_chunk(job: tuple[Chunk, str, int]) -> int:
             continue
         words = plain(row.text)
         exact.append(exact_hash(words))
-        persons.append(hashlib.blake2b(row.person.encode(errors="surrogatepass"), digest_size=8).digest())
+        persons.append(_person_hash(row.person))
         if rows_a_band:
             sketches.append(signature(words))
             bands.append(band_keys(sketches[-1], rows_a_band))
@@ -235,6 +236,10 @@ def _sketch_chunk(job: tuple[Chunk, str, int]) -> int:
         np.save(unfinished, np.frombuffer(b"".join(exact), dtype=np.uint64).reshape(-1, 2))
         unfinished.replace(f"{path}.exact.npy")
     return chunk.end - chunk.start
+
+
+def _person_hash(person: str) -> bytes:
+    return hashlib.blake2b(person.encode(errors="surrogatepass"), digest_size=8).digest() if person else bytes(8)
 
 
 def _kept_rows(chunk: Chunk, kept: Bools) -> Iterator[bytes]:
@@ -346,15 +351,15 @@ def _shared_buckets(sketches: Sketches, among: Bools) -> Iterator[tuple[int, lis
 
 
 def first_of_each(persons: UInt64, among: Bools, most: int) -> Bools:
-    """Of the chosen records, the first so many of each person.
+    """Of the chosen records, the first so many of each person, and all of 0, which is nobody known.
 
-    >>> first_of_each(np.array([7, 7, 8, 7], dtype=np.uint64), np.array([True, False, True, True]), 1)
-    array([ True, False,  True, False])
+    >>> first_of_each(np.array([7, 7, 8, 7, 0, 0], dtype=np.uint64), np.array([True, False, True, True, True, True]), 1)
+    array([ True, False,  True, False,  True,  True])
     """
     chosen = np.flatnonzero(among)
     order = chosen[np.argsort(persons[chosen], kind="stable")]
     starts = np.r_[True, persons[order[1:]] != persons[order[:-1]]] if len(order) else np.zeros(0, dtype=bool)
     rank = np.arange(len(order)) - np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))
     kept = np.zeros(len(among), dtype=bool)
-    kept[order[rank < most]] = True
+    kept[order[(rank < most) | (persons[order] == 0)]] = True
     return kept

@@ -116,13 +116,13 @@ class Finder:
             self._automaton.make_automaton()
 
     def find(self, text: str) -> list[tuple[int, int, int]]:
-        """Start, end and number of each value in the text; of two that overlap the longer stays, then the earlier."""
+        """Start, end and number of each value in the text, in order; one that is inside a longer one is left out."""
         if self._empty:
             return []
         folded, places = fold(text)
         hits = list(self._hits(folded))
         kept: list[tuple[int, int, int]] = []
-        for start, end, number in _longest(hits):
+        for start, end, number in _outermost(hits):
             if places:
                 start, end = places[start], _end(places, end)
             kept.append((start, end, number))
@@ -149,12 +149,9 @@ def _end(places: list[int], end: int) -> int:
     return places[end]
 
 
-def _longest(hits: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+def _outermost(hits: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     kept: list[tuple[int, int, int]] = []
-    for start, end, number in sorted(hits, key=lambda hit: (hit[0], -hit[1])):
-        if kept and start < kept[-1][1]:
-            if end - start > kept[-1][1] - kept[-1][0]:
-                kept[-1] = (start, end, number)
-            continue
-        kept.append((start, end, number))
+    for hit in sorted(hits, key=lambda hit: (hit[0], -hit[1])):
+        if not kept or hit[1] > kept[-1][1]:
+            kept.append(hit)
     return kept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from veiltune._validate import one_of
 from veiltune.data.propagate import Finder, long_enough
@@ -14,7 +14,8 @@ from veiltune.data.surrogates import HAN, canonical, written_like
 MODES = ("pseudonym", "mask", "remove")
 Spans = list[tuple[int, int, str]]
 _REACH = 40  # characters of context on each side
-_UNSURE = re.compile(r"\[[A-Z_]+\]|\b\w*[A-Z0-9\u00c0-\u00de]\w*")  # in a context: what a detector may have missed
+# In a context: what stands between white space and punctuation, accents and signs without a width included.
+_WORD = re.compile(r"[^\s!-/:-@\[-^`{-~\xab\xbb\u2010-\u2027\u3001-\u3003\u3008-\u3011\uff01-\uff0f\uff1a-\uff20]+")
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class Place:
         end: One past the last.
         key: Type and canonical value.
         found: Whether the detector found it; else it is there only because the value is known.
+        old: The value as it is written there; more than what is between start and end where another one overlaps it.
     """
 
     start: int
     end: int
     key: Key
     found: bool
+    old: str
 
 
 class Replacer:
@@ -81,44 +84,33 @@ class Replacer:
             return text, places
         table = self._table
         if self._alone and self._mode == "pseudonym":
-            own = {place.key: Value(place.key[0], text[place.start : place.end], person) for place in places}
+            own = {place.key: Value(place.key[0], place.old, person) for place in places}
             table = self._alone.table([value for key, value in own.items() if key not in table]) | table
         return "".join(self._parts(text, places, table)), places
 
     def _parts(self, text: str, places: list[Place], table: dict[Key, str]) -> Iterator[str]:
         at = 0
         for place in places:
-            old = text[place.start : place.end]
             yield text[at : place.start]
             if self._mode == "pseudonym":
-                yield written_like(place.key[0], old, table[place.key])
+                yield written_like(place.key[0], place.old, table[place.key])
             elif self._mode == "mask":
                 yield f"[{place.key[0].upper()}]"
             at = place.end
         yield text[at:]
 
     def _places(self, text: str, spans: Spans) -> list[Place]:
-        """Of two that overlap the longer stays, then what the detector found."""
-        found = [Place(a, b, (type, canonical(type, text[a:b])), True) for a, b, type in spans]
+        found = [Place(a, b, (type, canonical(type, text[a:b])), True, text[a:b]) for a, b, type in spans]
         known = [] if self._alone else list(_again(text, found))
         if self._finder:
             known += (
-                Place(a, b, self._keys[number], False)
+                Place(a, b, self._keys[number], False, text[a:b])
                 for a, b, number in self._finder.find(text)
                 if not self._is_common_word(number, text[a:b])
             )
         covered = {(place.start, place.end) for place in found}
         known = [place for place in known if (place.start, place.end) not in covered]
-        if not known:
-            return found
-        kept: list[Place] = []
-        for place in sorted([*found, *known], key=lambda p: (p.start, p.start - p.end, not p.found)):
-            if kept and place.start < kept[-1].end:
-                if place.end - place.start > kept[-1].end - kept[-1].start:
-                    kept[-1] = place
-                continue
-            kept.append(place)
-        return kept
+        return apart(text, [*found, *known]) if known else found
 
     def _is_common_word(self, number: int, old: str) -> bool:
         """A name of one word, written small, is a word: "mark", "will"."""
@@ -133,25 +125,48 @@ def _again(text: str, found: list[Place]) -> Iterator[Place]:
         if place.key[0] == "name" and not long_enough(name):
             edge = "" if HAN.search(name) else r"\b"
             for other in re.finditer(f"{edge}{re.escape(name)}{edge}", text):
-                yield Place(other.start(), other.end(), place.key, False)
+                yield Place(other.start(), other.end(), place.key, False, name)
+
+
+def apart(text: str, places: list[Place]) -> list[Place]:
+    """Places of which no two overlap and that cover all that was covered, but for blanks where one was cut.
+
+    Of two that overlap the longer stays whole, then what the detector found, then the earlier. The other keeps what of
+    it is outside; if that is nothing, it goes.
+
+    Args:
+        text: Where they are.
+        places: In any order.
+    """
+    taken, kept = bytearray(len(text)), []
+    for place in sorted(places, key=lambda p: (p.start - p.end, not p.found, p.start)):
+        start, end = taken.find(0, place.start, place.end), taken.rfind(0, place.start, place.end) + 1
+        if start < 0:
+            continue
+        taken[start:end] = b"\1" * (end - start)  # in one piece: those before are longer, so none is in the middle
+        while place.start < start < end and text[start].isspace():
+            start += 1
+        while start < end < place.end and text[end - 1].isspace():
+            end -= 1
+        if start < end:
+            kept.append(replace(place, start=start, end=end))
+    return sorted(kept, key=lambda p: p.start)
 
 
 def context(text: str, places: list[Place], order: int) -> str:
-    """What stands around a place: values masked, and words with a capital or a digit, which may be missed values."""
-    before, at = "", 0
-    for place in places[:order]:
-        before += text[at : place.start] + f"[{place.key[0].upper()}]"
+    """What stands around a place: values masked, and every word that is not all small letters, which may be a value.
+
+    Masked are so words with a capital or a digit, and all words of scripts without small letters, Chinese for one. A
+    missed value that is written small stays.
+    """
+    at, parts = 0, []
+    for place in places:
+        parts += [_WORD.sub(_hidden, text[at : place.start]), f"[{place.key[0].upper()}]"]
         at = place.end
-    here = places[order]
-    before += text[at : here.start]
-    after, at = "", here.end
-    for place in places[order + 1 :]:
-        after += text[at : place.start] + f"[{place.key[0].upper()}]"
-        at = place.end
-    after += text[at:]
-    before, after = (_UNSURE.sub(_hidden, side) for side in (before, after))
-    return " ".join(f"{before[-_REACH:]}[{here.key[0].upper()}]{after[:_REACH]}".split())
+    parts.append(_WORD.sub(_hidden, text[at:]))
+    before, here, after = "".join(parts[: 2 * order + 1]), parts[2 * order + 1], "".join(parts[2 * order + 2 :])
+    return " ".join(f"{before[-_REACH:]}{here}{after[:_REACH]}".split())
 
 
 def _hidden(word: re.Match[str]) -> str:
-    return word[0] if word[0].startswith("[") else "_"
+    return word[0] if all(map(str.islower, word[0])) else "_"

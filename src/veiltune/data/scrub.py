@@ -1,8 +1,12 @@
 """Takes personal data out of tables of texts: finds it, looks for what was found everywhere, and replaces it.
 
     OUT/train.jsonl    the same records in the same order, other columns byte for byte
-    OUT/scrub.json     counts by type, settings, sampled contexts with the values masked; no values
+    OUT/scrub.json     counts by type, settings, sampled contexts in which what was found is masked, and every word
+                       that is not all small letters, so that of a missed value only what is written small is there
     OUT/private/       while it runs: what is needed to go on, mode 0700; gone at the end
+
+A record of a .txt file, or of a .tsv file with one column, of which nothing is left is an empty line, which readers may
+skip; these kinds of file have no other way to write it.
 
 Two passes over the files, in chunks: the first finds values, the second replaces them, also where only the look for
 known values finds them. With surrogates there is one more in between, which draws those anew that occur in the corpus.

@@ -77,7 +77,7 @@ class Row:
     Attributes:
         raw: The record as it stands in the file, line end included.
         text: Its text, unescaped.
-        person: What the person column says, or "".
+        person: What the person column says; "" if that is blank or null, or there is none.
         span: The characters of `raw` that are the text as written, quotes included.
         columns: Names of all columns; none for a .txt file.
     """
@@ -259,7 +259,7 @@ def _parse(source: Source, raw: str) -> Row:
         values = [_unquote(value) for value in values]
     place = source.header.index(source.text)
     person = values[source.header.index(source.person)] if source.person else ""
-    return Row(raw, values[place], person, spans[place], source.header)
+    return Row(raw, values[place], _known(person), spans[place], source.header)
 
 
 def _parse_json(source: Source, raw: str, body: str) -> Row:
@@ -270,8 +270,13 @@ def _parse_json(source: Source, raw: str, body: str) -> Row:
     text, span = fields[source.text]
     if not isinstance(text, str):
         raise _Broken(f"has no text in column {source.text!r}")
-    person = fields[source.person][0] if source.person else ""
-    return Row(raw, text, person if isinstance(person, str) else json.dumps(person), span, tuple(fields))
+    person = fields[source.person][0] if source.person else None
+    person = "" if person is None else person if isinstance(person, str) else json.dumps(person)
+    return Row(raw, text, _known(person), span, tuple(fields))
+
+
+def _known(person: str) -> str:
+    return person if person.strip() else ""
 
 
 def _members(body: str) -> Iterator[tuple[str, tuple[object, tuple[int, int]]]]:
@@ -364,7 +369,8 @@ def _written(source: Source, old: str, text: str) -> str:
         surrogates = any("\ud800" <= c <= "\udfff" for c in text)
         return json.dumps(text, ensure_ascii=surrogates or old.isascii())
     if source.kind == ".csv":
-        needed = old.startswith('"') or text.startswith('"') or any(c in text for c in ",\r\n")
+        vanishes = len(source.header) == 1 and not text.strip()  # readers skip an empty line
+        needed = vanishes or old.startswith('"') or text.startswith('"') or any(c in text for c in ",\r\n")
         return '"' + text.replace('"', '""') + '"' if needed else text
     if "\n" in text or (source.kind == ".tsv" and "\t" in text):
         raise DataError(f"{source.path}: a replacement has a line break or a tab, which this kind of file cannot hold")

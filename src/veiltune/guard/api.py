@@ -24,7 +24,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from veiltune import __version__
-from veiltune.errors import InputError, VeiltuneError
+from veiltune.errors import InputError
 from veiltune.guard.answers import completion, tops_json, vectors_json, vectors_raw
 from veiltune.guard.door import Door, Metrics, retry_header
 from veiltune.guard.engine import Engine
@@ -227,14 +227,15 @@ class _Asked:
             self._engine.submit(job)
             while (ids := await parts.get()) is not None:
                 ready = _cut(self._decode(ids), stops).rstrip("\ufffd")
-                ready = ready[: len(ready) - held] if held else ready
+                ready = ready[: max(0, len(ready) - held)]
                 if len(ready) > len(sent):
                     yield _event(meta, ready[len(sent) :], None)
                     sent = ready
             answer: Text = job.done.result()
             rest = _cut(self._decode(answer.ids), stops)[len(sent) :]
             yield _event(meta, rest, answer.finished) + "data: [DONE]\n\n"
-        except VeiltuneError:
+        except Exception as error:
+            log.error("a text failed: %s", type(error).__name__)
             yield 'data: {"error": {"message": "the text could not be completed", "type": "stopped"}}\n\n'
         finally:
             job.done.cancel()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +9,8 @@ from typing import Any
 
 from veiltune.config.guard import GuardConfig
 from veiltune.data.manifest import read_manifest
+from veiltune.data.streaming import chunks, open_source, rows
+from veiltune.data.tables import read_columns
 from veiltune.errors import InputError
 from veiltune.guard.decoding import Guard
 from veiltune.guard.folding import fold_all
@@ -96,22 +95,21 @@ def protected_values(path: Path) -> list[str]:
     Args:
         path: ``manifest.jsonl`` of `veiltune data synth`: the values of all persons and canaries that it names, in
             the training text or not, since a list of those who are in it tells whether somebody is (docs/threats.md);
-            ``.csv`` or ``.tsv`` with a column `value`; anything else: one string a line, empty lines left out.
+            ``.csv``, ``.tsv`` or ``.parquet`` with a column `value`, as in `read_table`; anything else: one string a
+            line, empty lines left out.
 
     Raises:
         InputError: If it cannot be read or has no string.
     """
-    if path.suffix == ".jsonl":
+    ending = path.suffix.lower()
+    if ending == ".jsonl":
         manifest = read_manifest(path)
         values = [value for person in manifest.persons for value in person.values.values()]
         values += [canary.secret for canary in manifest.canaries]
-    elif path.suffix in (".csv", ".tsv"):
-        reader = csv.DictReader(io.StringIO(_text(path)), delimiter="\t" if path.suffix == ".tsv" else ",")
-        if "value" not in (reader.fieldnames or ()):
-            raise InputError(f"{path} must have a column named value")
-        values = [row["value"] or "" for row in reader]
+    elif ending in (".csv", ".tsv", ".parquet"):
+        (values,) = read_columns(path, ["value"])
     else:
-        values = [line for line in _text(path).splitlines() if line.strip()]
+        values = [line for line in _lines(path) if line.strip()]
     if not values:
         raise InputError(f"{path} has no string to protect")
     return values
@@ -128,22 +126,21 @@ def _checked(path: Path, unknown: float, shortest: int) -> list[str]:
 
 
 def texts_of(path: Path) -> Iterator[str]:
-    """The records of a JSON Lines file with a field `text`, or the lines of any other.
+    """The column `text` of a table (.csv, .tsv, .jsonl, .parquet), or the lines of any other file.
+
+    All but Parquet are read piece by piece, so a file may be larger than the memory.
 
     Raises:
-        InputError: If it cannot be read, or a line is not such an object.
+        InputError: If it cannot be read, is empty, or is a table with a broken row or without such a column.
     """
-    for number, line in enumerate(_text(path).splitlines(), start=1):
-        if path.suffix != ".jsonl":
-            yield line
-            continue
-        try:
-            text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError):
-            text = None
-        if not isinstance(text, str):
-            raise InputError(f"{path}: line {number} must be a JSON object with a field text")
-        yield text
+    ending = path.suffix.lower()
+    if ending == ".parquet":
+        yield from read_columns(path, ["text"])[0]
+    elif ending in (".csv", ".tsv", ".jsonl"):
+        for chunk in chunks(open_source(path, text="text")):
+            yield from (row.text for row in rows(chunk) if not row.blank)
+    else:
+        yield from _lines(path)
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
@@ -151,9 +148,11 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def _text(path: Path) -> str:
+def _lines(path: Path) -> Iterator[str]:
+    """At line ends only, not at the other characters that `splitlines` takes for one."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            yield from (line.removesuffix("\n") for line in file)
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8; save it as UTF-8") from None
     except OSError as error:

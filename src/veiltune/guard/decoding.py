@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from veiltune._validate import positive_int
+from veiltune._validate import in_range, positive_int
 from veiltune.errors import InputError
 from veiltune.guard.memfree import NgramFilter
 from veiltune.guard.protected import START, ProtectedStrings, TextState
-from veiltune.guard.vectors import Seal, Shape, Vector, best, without
+from veiltune.guard.vectors import Seal, Shape, Vector, best, normalised, without
 from veiltune.guard.vocabulary import Int64, Vocabulary
 
 _NONE: Int64 = np.zeros(0, dtype=np.int64)
@@ -38,19 +38,22 @@ class Guard:
 
     The order is fixed. Told: (1) where the n-gram filter finds one of the likeliest tokens, all of these likeliest are
     sealed among themselves; (2) tokens that would tell a withheld part of a protected string are sealed;
-    (3) temperature, top-k, rounding. Drawn from: the same, but before (3) tokens that would complete a protected
-    string, or repeat an n-gram, are ruled out. Sealing comes before top-k, or the cut would show what the model
-    preferred.
+    (3) temperature, top-k, rounding. Drawn from: the same, but before (3) these tokens, and those that would repeat an
+    n-gram, are ruled out; after a head, where all are sealed, only blanks and punctuation are left (the server ends the
+    text there). Sealing comes before top-k, or the cut would show what the model preferred.
 
     Guarantee:
-        Drawn text contains no protected string (see `ProtectedStrings`) and no n-gram of the filter. After the head of
-        a protected string, as long as its withheld part is, told vectors do not depend on the model at all; and where
-        they are sealed depends on heads and lengths, not on what is withheld. Against: anyone who chooses prompts, sees
-        vectors or text, and knows the reference and the model that training started from. What it does not cover: the
-        heads themselves (which prefixes are heads can be found out, since what follows is sealed); a withheld part
-        without its head before it, or after a head with a letter changed; a right guess of the whole withheld part,
-        which what the model says after it may confirm; vectors elsewhere, which may still tell whether a record was
-        in the training data; and secrets that are on no list. Against those, train with privacy.
+        Drawn text adds nothing to the head of a protected string, and so completes none (see `ProtectedStrings`); nor
+        does it repeat an n-gram of the filter with one of the `candidates` likeliest tokens. After a head, as long as
+        its withheld part is, neither told vectors nor drawn text depend on the model at all. What is sealed, and what
+        is ruled out, depends on heads and lengths, not on what is withheld: somebody whom the model never saw is not
+        given away by the list, beyond the head. Against: anyone who chooses prompts and seeds, sees vectors or text,
+        and knows the reference and the model that training started from. What it does not cover: the heads themselves
+        (which prefixes are heads can be found out, since what follows is sealed); a withheld part without its head
+        before it, or after a head with a letter changed; a right guess of the whole withheld part, which what the model
+        says after it may confirm; n-grams that end in a token that the model hardly expects; vectors elsewhere, which
+        may still tell whether a record was in the training data; and secrets that are on no list. Against those, train
+        with privacy.
 
     Args:
         vocabulary: Of the model.
@@ -75,6 +78,11 @@ class Guard:
         self.candidates, self.shape = positive_int(candidates=candidates), shape or Shape()
         self._seal = Seal(np.ones(vocabulary.size) if reference is None else reference)
         self._window = ngrams.n - 1 if ngrams else 0
+        self._silent = np.full(vocabulary.size, -np.inf, dtype=np.float32)
+        if len(vocabulary.silent):
+            self._silent[vocabulary.silent] = self._seal.whole[vocabulary.silent]
+            self._silent = normalised(self._silent)
+        self._silent.flags.writeable = False
 
     def start(self, token_ids: Iterable[int]) -> GuardState:
         """The state after a prompt."""
@@ -107,8 +115,18 @@ class Guard:
         """
         sealed, repeated = self._sealed(state, self._checked(log_probs))
         if self.protected:
-            sealed = without(sealed, self.protected.completing(state.text))
+            ids = self.protected.withheld(state.text)
+            if ids is None:
+                return self._silence()
+            sealed = without(sealed, ids)
         return self.shape.of(without(sealed, repeated))
+
+    def _silence(self) -> Vector:
+        if not len(self.vocabulary.silent):
+            raise InputError(
+                "after a head the guard leaves blanks and punctuation only, and the model has no such token"
+            )
+        return self.shape.of(self._silent)
 
     def withholds(self, state: GuardState) -> bool:
         """Whether all tokens are sealed here, since a head of a protected string has just ended."""
@@ -137,10 +155,10 @@ class Guard:
 
 
 class GuardProcessor(LogitsProcessor):
-    """A guard in `transformers.generate`: ``model.generate(..., logits_processor=[GuardProcessor(guard)])``.
+    """A guard in `transformers.generate`: ``model.generate(..., logits_processor=[GuardProcessor(guard, eos)])``.
 
-    Put it first. It remembers the texts of the last steps, so a step costs one token a text, whatever the order in
-    which beams come; an unknown text is read from its start.
+    Put it first. After a head of a protected string it ends the text. It remembers the texts of the last steps, so a
+    step costs one token a text, whatever the order in which beams come; an unknown text is read from its start.
 
     Guarantee:
         As `Guard.drawn`, of what generate draws from. Processors after it must only make tokens less likely, not bring
@@ -148,10 +166,16 @@ class GuardProcessor(LogitsProcessor):
 
     Args:
         guard: For the model's vocabulary.
+        eos_token_id: The token that ends a text; None: after a head come blanks and punctuation.
+
+    Raises:
+        InputError: If it is not in the vocabulary.
     """
 
-    def __init__(self, guard: Guard) -> None:
-        self.guard = guard
+    def __init__(self, guard: Guard, eos_token_id: int | None = None) -> None:
+        if eos_token_id is not None:
+            in_range(0, guard.vocabulary.size - 1, eos_token_id=eos_token_id)
+        self.guard, self._eos = guard, eos_token_id
         self._known: dict[bytes, GuardState] = {}
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -162,8 +186,15 @@ class GuardProcessor(LogitsProcessor):
         if len(self._known) > _ROWS_KEPT:
             self._known = {}
         self._known |= {row.tobytes(): state for row, state in zip(rows, states, strict=True)}
-        drawn = [self.guard.drawn(state, vector) for state, vector in zip(states, vectors, strict=True)]
+        drawn = [self._drawn(state, vector) for state, vector in zip(states, vectors, strict=True)]
         return torch.from_numpy(np.stack(drawn)).to(scores.device, scores.dtype)
+
+    def _drawn(self, state: GuardState, vector: Vector) -> Vector:
+        if self._eos is None or not self.guard.withholds(state):
+            return self.guard.drawn(state, vector)
+        ended = np.full_like(vector, -np.inf)
+        ended[self._eos] = 0.0
+        return ended
 
     def _state(self, row: Int64) -> GuardState:
         before = self._known.get(row[:-1].tobytes())

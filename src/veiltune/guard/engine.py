@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from veiltune._validate import positive_int
 from veiltune.dp.decoding import causal_lm
-from veiltune.errors import InputError, VeiltuneError
+from veiltune.errors import InputError
 from veiltune.guard.decoding import Guard, GuardState
 from veiltune.guard.jobs import Reading, TextJob, VectorJob, fail, told_of
 from veiltune.guard.rows import Rows
@@ -178,18 +178,23 @@ class Engine:
         for row, (job, vector) in enumerate(zip(jobs, vectors, strict=True)):
             if job.done.cancelled():
                 continue
-            if self._one(job, vector):
+            try:
+                goes_on = self._one(job, vector)
+            except Exception as error:
+                log.error("a text failed: %s", type(error).__name__)
+                fail(job.done, error)
+                continue
+            if goes_on:
                 going.append(row)
         return going
 
     def _one(self, job: TextJob, vector: Vector) -> bool:
         guard = self._guard
-        self.sealed += guard is not None and guard.withholds(job.state)
-        try:
-            token = job.draw(vector if guard is None else guard.drawn(job.state, vector))
-        except VeiltuneError as error:
-            fail(job.done, error)
+        if guard is not None and guard.withholds(job.state):
+            self.sealed += 1
+            job.end_now("content_filter")
             return False
+        token = job.draw(vector if guard is None else guard.drawn(job.state, vector))
         if job.logprobs is not None:
             told = vector if guard is None else guard.told(job.state, vector)
             job.told.append(told_of(told, token, job.logprobs))

@@ -59,11 +59,15 @@ def folded(value: str, *, unknown: float = UNKNOWN) -> Folded:
     The rule: stop while at least the share `unknown` is not told. Three exceptions, each for a reason. Of an e-mail
     address only the local part counts, since the domain can be guessed and the local part alone identifies. A first
     word of letters (a given name) may always show, with the first letter of the next word if that has more than two:
-    given names identify nobody and are frequent, and some are words of their own (will, mark, grace). And at least
-    four characters (or two ideographs) may show, or the guard would act at the start of every word.
+    given names identify nobody and are frequent, and some are words of their own (will, mark, grace). And four
+    characters (or two ideographs) may show whatever the string, or the guard would act at the start of every word: of
+    an e-mail address whose local part is shorter, with the beginning of the domain. The last character is withheld in
+    any case.
 
     >>> [(f.text[: f.head], f.text[f.head :]) for f in map(folded, ("Jane Doe", "+1 (212) 555-0123", "x7k2m9qa@a.org"))]
     [('janed', 'oe'), ('21255', '50123'), ('x7k2', 'm9qaaorg')]
+    >>> [(f.text[: f.head], f.text[f.head :]) for f in map(folded, ("anna@example.com", "al@example.com"))]
+    [('anna', 'examplecom'), ('alex', 'amplecom')]
     >>> folded("Jane Doe", unknown=0.0).head
     6
 
@@ -89,8 +93,8 @@ def folded(value: str, *, unknown: float = UNKNOWN) -> Folded:
     words = [word for word in words if word]
     first = len(words[0]) + (len(words[1]) > 2) if len(words) > 1 and not words[0].isdigit() else 0
     least = next((n for n in range(1, len(text)) if weight(text[:n]) >= _LEAST_HEAD), len(text) - 1)
-    head = max(int(counted * (1.0 - unknown) + 1e-9), first, least)
-    return Folded(text, max(1, min(head, counted - 1, len(text) - 1)))
+    head = min(max(int(counted * (1.0 - unknown) + 1e-9), first), counted - 1)
+    return Folded(text, min(max(head, least), len(text) - 1))
 
 
 def weight(text: str) -> int:

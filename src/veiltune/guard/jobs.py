@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from veiltune.guard.vectors import Vector, best, normalised
+from veiltune.guard.vectors import Vector, best, tempered
 from veiltune.guard.vocabulary import Int64
 
 _PARTIAL = 1024  # of the likeliest tokens, among which a nucleus is looked for first
@@ -89,7 +89,7 @@ class Text:
     Attributes:
         ids: Without the end token.
         told: One a token, the end token too, if asked for; with echo the prompt's from the second on come first.
-        finished: "stop" (end token or a stop text) or "length".
+        finished: "stop" (end token or a stop text), "length" or "content_filter" (what comes next is withheld).
     """
 
     ids: list[int]
@@ -138,7 +138,7 @@ class TextJob:
         if self.temperature == 0.0:
             return int(vector.argmax())
         if self.temperature != 1.0:
-            vector = normalised(vector / np.float32(self.temperature))
+            vector = tempered(vector, self.temperature)
         ids = None if self.top_p >= 1.0 else _nucleus(vector, self.top_p)
         sums = np.exp(vector if ids is None else vector[ids]).cumsum(dtype=np.float64)
         place = min(int(np.searchsorted(sums, self._random.random() * sums[-1], side="right")), len(sums) - 1)
@@ -161,9 +161,9 @@ class TextJob:
         finish(self.done, Text(self.ids, self.told, why))
         return False
 
-    def end_now(self) -> None:
-        """Completes a job that wants no new token."""
-        self._finish("length")
+    def end_now(self, why: str = "length") -> None:
+        """Completes a job before its next token."""
+        self._finish(why)
 
 
 def finish(done: Future[Any], value: Any) -> None:

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from veiltune.errors import InputError
@@ -26,6 +26,9 @@ _LONGEST = 256
 def new_key(path: Path, name: str) -> str:
     """Makes a key, appends its hash to a file that only its owner may read, and returns it; it is kept nowhere.
 
+    Calls at the same time, by threads or processes, wait for each other at PATH.lock, which stays; where the system has
+    no such locks (Windows), make one key at a time.
+
     Args:
         path: JSON Lines, one key a line; made if it does not exist.
         name: Whose key it is: lower-case letters, digits and hyphens.
@@ -36,15 +39,33 @@ def new_key(path: Path, name: str) -> str:
     """
     if not _NAME.fullmatch(name):
         raise InputError(f"the name of a key must be 1 to 63 lower-case letters, digits or hyphens, got {name!r}")
-    known = _lines(path) if path.exists() else {}
-    if name in known:
-        raise InputError(f"{path} already has a key of {name}; choose another name, or take its line out first")
-    key = _PREFIX + secrets.token_urlsafe(32)
-    lines = [json.dumps({"name": one, "sha256": digest}) for one, digest in {**known, name: _digest(key)}.items()]
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(path, ("\n".join(lines) + "\n").encode(), mode=0o600)
+    with _alone(path):
+        known = _lines(path) if path.exists() else {}
+        if name in known:
+            raise InputError(f"{path} already has a key of {name}; choose another name, or take its line out first")
+        key = _PREFIX + secrets.token_urlsafe(32)
+        lines = [json.dumps({"name": one, "sha256": digest}) for one, digest in {**known, name: _digest(key)}.items()]
+        atomic_write_bytes(path, ("\n".join(lines) + "\n").encode(), mode=0o600)
     return key
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with storage_errors(path):
+        lock = os.open(f"{path}.lock", os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        with storage_errors(path):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 class Keys:

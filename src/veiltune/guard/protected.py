@@ -1,4 +1,4 @@
-"""Protected strings against token ids: which tokens would complete one, and which would tell of its withheld part."""
+"""Protected strings against token ids: which tokens would tell of a withheld part."""
 
 from __future__ import annotations
 
@@ -22,43 +22,38 @@ class TextState(NamedTuple):
 
     Attributes:
         heads: State of the automaton of heads.
-        strings: State of the automaton of whole strings.
         sealed: Characters that are still to be withheld after a head.
         pending: Bytes that wait for the rest of their character.
     """
 
     heads: int
-    strings: int
     sealed: int
     pending: bytes
 
 
-START = TextState(0, 0, 0, b"")
+START = TextState(0, 0, b"")
 
 
 class ProtectedStrings:
     """A set of protected strings, compiled for one vocabulary.
 
-    Two questions are answered for a text and every token at once. `completing`: which tokens would make the text
-    contain a whole protected string that ends in the token; never emitted. `withheld`: which tokens lie in the part
-    that must stay unknown; the vectors that are told say of them only what a reference says. The second answer is the
-    same for all strings with the same heads and lengths: it knows nothing of the withheld characters.
+    One question is answered for a text and every token at once: would the token tell a character of the part that must
+    stay unknown? The answer is the same for all strings with the same heads and lengths. It knows nothing of the
+    withheld characters, which are not even kept, and so it cannot tell them to whoever asks often.
 
     A text that already contains a protected string is no exception: an exception would tell whoever guesses that a
     guess was right.
 
-    >>> tokens = [bytes([code]) for code in range(128)] + [b" Doe", b"e D", b"Doe is"]
+    >>> tokens = [bytes([code]) for code in range(128)] + [b" Doe", b"e D", b"Day is"]
     >>> guard = ProtectedStrings(["Jane Doe"], Vocabulary(tokens))
-    >>> state = guard.read(b"JANE")
-    >>> guard.withheld(state) is None, guard.completing(state).tolist()
-    (False, [128, 130])
-    >>> guard.withheld(guard.read(b"Jane")).tolist(), guard.completing(guard.read(b"jane-d.o")).tolist()
-    ([128, 130], [69, 101, 129])
+    >>> guard.withheld(guard.read(b"Jane")).tolist(), guard.withheld(guard.read(b"JANE-d.")) is None
+    ([128, 130], True)
 
     Guarantee:
-        Text drawn without the `completing` tokens never contains a protected string, in any case, width or accent, with
-        any punctuation between, however it is cut into tokens. It does not cover other writings: look-alike letters of
-        other scripts, digits in words, translations, a string told backwards or in pieces with letters between.
+        Text drawn without the `withheld` tokens, and ended where all are, never completes a protected string, in any
+        case, width or accent, with any punctuation between, however it is cut into tokens. It does not cover other
+        writings: look-alike letters of other scripts, digits in words, translations, a string told backwards or in
+        pieces with letters between.
 
     Args:
         values: The strings.
@@ -89,17 +84,15 @@ class ProtectedStrings:
             head = one.text[: one.head]
             tails[head] = max(tails.get(head, 0), len(one.text) - one.head)
         self.count, self.vocabulary = len(strings), vocabulary
-        self._strings = Automaton([one.text for one in strings], [1] * len(strings))
         heads = sorted(tails)
         self._heads = Automaton(heads, [tails[head] for head in heads])
-        self._completing = _Tokens(self._strings, vocabulary, inside=False)
-        self._passing = _Tokens(self._heads, vocabulary, inside=True)
+        self._passing = _Tokens(self._heads, vocabulary)
         self.build_seconds = time.perf_counter() - began
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the automata."""
-        return self._strings.nbytes + self._heads.nbytes
+        """Bytes of the automaton."""
+        return self._heads.nbytes
 
     def start(self, token_ids: Iterable[int]) -> TextState:
         """The state after a prompt."""
@@ -117,15 +110,11 @@ class ProtectedStrings:
         return self._moved(state, self.vocabulary.append(state.pending, token))
 
     def _moved(self, state: TextState, added: tuple[str, bytes]) -> TextState:
-        heads, strings, sealed, _ = state
+        heads, sealed, _ = state
         for code in map(ord, added[0]):
-            heads, strings = self._heads.step(heads, code), self._strings.step(strings, code)
+            heads = self._heads.step(heads, code)
             sealed = max(sealed - 1, self._heads.worth[heads])
-        return TextState(heads, strings, max(sealed, 0), added[1])
-
-    def completing(self, state: TextState) -> Int64:
-        """Ids of the tokens after which the text would contain a protected string that ends in the token."""
-        return self._completing.after(state.strings, state.pending)
+        return TextState(heads, max(sealed, 0), added[1])
 
     def withheld(self, state: TextState) -> Int64 | None:
         """Ids of the tokens that would tell a withheld character; None: all, since a head has just ended."""
@@ -133,10 +122,10 @@ class ProtectedStrings:
 
 
 class _Tokens:
-    """Tokens that end a string of an automaton, for each state; looked up once and kept."""
+    """Tokens that go on after a string of an automaton, for each state; looked up once and kept."""
 
-    def __init__(self, automaton: Automaton, vocabulary: Vocabulary, *, inside: bool) -> None:
-        self._automaton, self._vocabulary, self._inside = automaton, vocabulary, inside
+    def __init__(self, automaton: Automaton, vocabulary: Vocabulary) -> None:
+        self._automaton, self._vocabulary = automaton, vocabulary
         self._whole: dict[tuple[int, bytes], Int64] = {}
         self._plain: dict[int, Int64] = {}
         self._later: dict[tuple[int, bytes], Int64] = {}
@@ -166,10 +155,7 @@ class _Tokens:
 
     def _found(self, node: int, texts: TokenTexts) -> Int64:
         """Node 0 stands for all strings that lie within a token."""
-        if node:
-            rows = ended(self._automaton, node, texts.trie, inside=self._inside)
-        else:
-            rows = contained(self._automaton, texts.trie, inside=self._inside)
+        rows = ended(self._automaton, node, texts.trie) if node else contained(self._automaton, texts.trie)
         return np.concatenate(texts.ids(rows)) if rows else _NONE
 
 

@@ -167,19 +167,18 @@ def _quick(values: NDArray[Any]) -> memoryview[Any]:
     return memoryview(values)  # type: ignore[arg-type]  # numpy's stubs do not say that an array is a buffer
 
 
-def ended(patterns: Trie, node: int, texts: Trie, *, inside: bool) -> list[tuple[int, int]]:
-    """Which texts, put after a node of the patterns, complete a pattern that goes through that node.
+def ended(patterns: Trie, node: int, texts: Trie) -> list[tuple[int, int]]:
+    """Which texts, put after a node of the patterns, complete a pattern through that node and go on after its end.
 
     Walks both tries at once, so it costs as much as they have in common.
 
-    >>> ended(Trie(["anna", "bo"]), 2, Trie(["na", "nab", "o", "ox"]), inside=False)
-    [(2, 4)]
+    >>> ended(Trie(["anna", "bo"]), 2, Trie(["na", "nab", "o", "ox"]))
+    [(3, 4)]
 
     Args:
         patterns: A trie or automaton.
         node: Of it; 0: the pattern begins where the text does.
         texts: Candidates.
-        inside: Whether the text must go on for at least one character after the pattern's end.
 
     Returns:
         (first, last + 1) of rows of `texts`, each row once.
@@ -189,11 +188,11 @@ def ended(patterns: Trie, node: int, texts: Trie, *, inside: bool) -> list[tuple
     while stack:
         one, other = stack.pop()
         if other and patterns.ends[one]:
-            lo = texts.lo[other] + (inside and texts.ends[other])
+            lo = texts.lo[other] + texts.ends[other]
             if lo < texts.hi[other]:
                 found.append((lo, texts.hi[other]))
             continue
-        if patterns.gap[one] + inside > texts.height[other]:
+        if patterns.gap[one] >= texts.height[other]:
             continue
         mine, theirs = patterns.children(one), texts.children(other)
         if len(mine) <= len(theirs):
@@ -204,16 +203,15 @@ def ended(patterns: Trie, node: int, texts: Trie, *, inside: bool) -> list[tuple
     return found
 
 
-def contained(automaton: Automaton, texts: Trie, *, inside: bool) -> list[tuple[int, int]]:
-    """Which texts have a string of the automaton anywhere within them.
+def contained(automaton: Automaton, texts: Trie) -> list[tuple[int, int]]:
+    """Which texts have a string of the automaton anywhere within them, and go on after its end.
 
-    >>> contained(Automaton(["an"], [1]), Trie(["ban", "bank", "x"]), inside=True)
+    >>> contained(Automaton(["an"], [1]), Trie(["ban", "bank", "x"]))
     [(1, 2)]
 
     Args:
         automaton: The strings.
         texts: Candidates.
-        inside: Whether the text must go on for at least one character after the string's end.
 
     Returns:
         As `ended`.
@@ -223,7 +221,7 @@ def contained(automaton: Automaton, texts: Trie, *, inside: bool) -> list[tuple[
     while stack:
         state, node = stack.pop()
         if automaton.worth[state]:
-            lo = texts.lo[node] + (inside and texts.ends[node])
+            lo = texts.lo[node] + texts.ends[node]
             if lo < texts.hi[node]:
                 found.append((lo, texts.hi[node]))
             continue

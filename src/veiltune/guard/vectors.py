@@ -130,7 +130,7 @@ class Shape:
         """The shaped vector, (V,); the same object if there is nothing to do."""
         vector = log_probs
         if self.temperature != 1.0:
-            vector = normalised(vector / np.float32(self.temperature))
+            vector = tempered(vector, self.temperature)
         if 0 < self.top_k < len(vector):
             kept = np.full_like(vector, -np.inf)
             ids = best(vector, self.top_k)
@@ -152,6 +152,8 @@ def best(log_probs: Vector, k: int) -> Int64:
     [1, 2, 3, 0]
     """
     k = min(k, len(log_probs))
+    if k == 0:
+        return np.zeros(0, dtype=np.int64)
     if k < len(log_probs):
         least = np.partition(log_probs, len(log_probs) - k)[len(log_probs) - k]
         above, equal = np.flatnonzero(log_probs > least), np.flatnonzero(log_probs == least)
@@ -185,6 +187,17 @@ def _mass_beside(log_probs: Vector, ids: Int64) -> float:
     chances = np.exp(log_probs)  # a difference of nearly equal numbers says nothing
     chances[ids] = 0.0
     return float(chances.sum(dtype=np.float64))
+
+
+def tempered(log_probs: Vector, temperature: float) -> Vector:
+    """Log-probabilities divided by a temperature, however small, and normalised; what has probability zero keeps it.
+
+    >>> np.exp(tempered(np.log(np.array([0.6, 0.4], dtype=np.float32)), 1e-300)).tolist()
+    [1.0, 0.0]
+    """
+    below = log_probs.astype(np.float64) - log_probs.max()
+    with np.errstate(over="ignore"):
+        return normalised((below / temperature).astype(np.float32))
 
 
 def normalised(log_probs: Vector) -> Vector:

@@ -102,6 +102,7 @@ class Vocabulary:
     Attributes:
         size: V of the model; ids beyond the tokenizer's have no text.
         plain: The texts of the tokens that do not begin within a character: bytes that wait do not change them.
+        silent: Ids of blanks and punctuation: tokens with a text that has no letter and no digit, whatever is before.
     """
 
     def __init__(self, tokens: list[bytes], *, size: int | None = None) -> None:
@@ -113,6 +114,8 @@ class Vocabulary:
         self._later = set(later)
         fresh = {token: self._row(b"", token) for token in range(self.size)}
         self.plain = TokenTexts({token: text for token, text in fresh.items() if token not in self._later})
+        told = (i for i, text in fresh.items() if not text and self._tokens[i] and i not in self._later)
+        self.silent: Int64 = np.fromiter(told, dtype=np.int64)
         self._tables: dict[bytes, TokenTexts] = {b"": TokenTexts({token: fresh[token] for token in later})}
         self._fresh = [fold(t.decode()) if t.isascii() else None for t in self._tokens]
 
