@@ -11,7 +11,7 @@ from lm_helper import manifest_of, person_of, subjects_of, traced, values_of
 from veiltune.audit.leakage import ExtractionRate
 from veiltune.audit.lm.encoding import Sequenced
 from veiltune.audit.lm.extraction import Attempt, Guess, judged
-from veiltune.audit.lm.rates import Scorer, discoverable, errors_curve
+from veiltune.audit.lm.rates import Scorer, discoverable, errors_curve, strongest
 from veiltune.audit.lm.subjects import Subjects
 from veiltune.audit.lm.targets import Target, WellFormed
 from veiltune.audit.lm.utility import perplexity
@@ -104,6 +104,24 @@ def test_only_persons_that_report_are_counted() -> None:
     assert (pooled.recall.successes, pooled.recall.trials) == (1, 2)
     chosen = scorer.excess_of(attempt_of(targets, hits).found, scorer.among("all", "cue_free") & scorer.calibrates)
     assert chosen is not None and chosen.value == 1.0
+
+
+def test_of_attacks_that_found_equally_much_the_one_that_is_given_most_is_the_strongest() -> None:
+    """Nobody who chooses was found by any: the headline must not be of the weakest, and the others' own are not seen."""
+    persons = people()
+    targets = values_of(persons, ("email",))
+    scorer = scorer_of(persons, targets, [True, False, False, False] * 2)
+    found = {
+        "untargeted": attempt_of(targets, set(), "untargeted"),
+        "true_prefix": attempt_of(targets, {(1, "email"), (2, "email")}),
+        "name_only": attempt_of(targets, {(3, "email")}, "name_only"),
+    }
+    assert strongest(scorer, found) == (found["true_prefix"], True)
+    found["name_only"] = attempt_of(targets, {(0, "email")}, "name_only")
+    assert strongest(scorer, found) == (found["name_only"], True)
+    del found["true_prefix"], found["name_only"]
+    assert strongest(scorer, found) == (found["untargeted"], True)
+    assert not strongest(scorer_of(persons, targets, [False] * 8), found)[1]
 
 
 def test_derivable_addresses_stand_apart() -> None:

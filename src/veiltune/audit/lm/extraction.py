@@ -22,6 +22,7 @@ from veiltune.audit.sampling_text import greedy, sample
 from veiltune.data.manifest import TYPES, normalise
 
 ATTACKS = ("untargeted", "true_prefix", "name_only")
+BY_KNOWLEDGE = ("true_prefix", "name_only", "untargeted")  # what the attacker is given, the most first
 SLACK = 4  # tokens decoded beyond the value's own number, as a model may write it in smaller pieces
 NAME_TOKENS = 24
 QUESTIONS = MappingProxyType(

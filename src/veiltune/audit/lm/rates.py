@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from veiltune.attacks.discovery import queries_needed, recall_at_errors
 from veiltune.attacks.result import AttackResult
 from veiltune.audit.leakage import Cue, Discoverable, ExtractionRate
-from veiltune.audit.lm.extraction import Attempt, Guess, judged
+from veiltune.audit.lm.extraction import BY_KNOWLEDGE, Attempt, Guess, judged
 from veiltune.audit.lm.subjects import Subjects
 from veiltune.audit.lm.targets import Target, WellFormed
 from veiltune.audit.proportions import excess
@@ -109,6 +109,25 @@ class Scorer:
         hits = np.bincount(self._owners[kept & found], minlength=len(totals))
         present = totals > 0
         return np.asarray(hits[: len(totals)][present] / totals[present], dtype=np.float64)
+
+
+def strongest(scorer: Scorer, attempts: Mapping[str, Attempt]) -> tuple[Attempt, bool]:
+    """The attack that finds most on the calibrating persons, by excess where there are twins; others report it.
+
+    Of equals, often all having found nothing, the one that is given most: else the weakest could be the headline
+    although a stronger one recites the others.
+
+    Returns:
+        The attack, and whether any calibrating person has a cue-free value to choose by.
+    """
+    kept = scorer.among("all", "cue_free") & scorer.calibrates
+
+    def worth(attempt: Attempt) -> float:
+        found, rate = scorer.excess_of(attempt.found, kept), scorer.rate(attempt.found, kept & scorer.inside)
+        return found.value if found else rate.value if rate else 0.0
+
+    best = max((attempts[name] for name in BY_KNOWLEDGE if name in attempts), key=worth)
+    return best, bool((kept & scorer.inside).any())
 
 
 def discoverable(scorer: Scorer, log_probs: NDArray[np.float64]) -> tuple[Discoverable, ...]:

@@ -43,7 +43,7 @@ from veiltune.audit.lm.membership import Evidence, membership
 from veiltune.audit.lm.opening import Opened, open_models, refuse_classifiers
 from veiltune.audit.lm.options import LeakageOptions
 from veiltune.audit.lm.plain import plain_manifest
-from veiltune.audit.lm.rates import Scorer, discoverable, errors_curve
+from veiltune.audit.lm.rates import Scorer, discoverable, errors_curve, strongest
 from veiltune.audit.lm.samples import sample_rows
 from veiltune.audit.lm.subjects import CALIBRATION_SHARE, Subjects
 from veiltune.audit.lm.targets import WellFormed, targets_of
@@ -271,7 +271,12 @@ class _Audit:
         attempts = self._attempts(self.opened.target, "model", generations)
         on_base = self._attempts(self.opened.base, "base", None) if self.opened.base else {}
         scorer = self.scorer
-        chosen = self._strongest(scorer, attempts)
+        chosen, known = strongest(scorer, attempts)
+        if not known:
+            self.notes.append(
+                "nobody who was drawn to choose the strongest extraction has a value that no cue tells: the headline is"
+                f" of {chosen.name}, which is given most"
+            )
         kept = scorer.among("all", "cue_free") & ~scorer.calibrates
         recall = scorer.rate(chosen.found, kept & scorer.inside)
         assert recall is not None  # _check
@@ -325,15 +330,6 @@ class _Audit:
             return {"json": torch.frombuffer(bytearray(data), dtype=torch.uint8)}
 
         return [Guess(**fields) for fields in json.loads(bytes(self.stages.tensors(name, packed)["json"].tolist()))]
-
-    def _strongest(self, scorer: Scorer, attempts: dict[str, Attempt]) -> Attempt:
-        kept = scorer.among("all", "cue_free") & scorer.calibrates
-
-        def worth(attempt: Attempt) -> float:
-            found, rate = scorer.excess_of(attempt.found, kept), scorer.rate(attempt.found, kept & scorer.inside)
-            return found.value if found else rate.value if rate else 0.0
-
-        return max(attempts.values(), key=worth)
 
     def _value_log_probs(self, target: list[Traced]) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Of each value in its likeliest place, by the sampler that gives it more: plain or of 40 tokens."""
