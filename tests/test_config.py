@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from veiltune.config import TrainConfig, TuneConfig, VendorConfig, dump_toml, load_config
+from veiltune.config.guard import GuardConfig
 from veiltune.errors import ConfigError
 
 MINIMAL = """
@@ -174,3 +175,13 @@ def test_any_override_is_accepted_or_refused_in_one_line(text: str, tmp_path_fac
         load_config(TuneConfig, path, [f"split.cut_layer={text}"])
     except ConfigError as error:
         assert "\n" not in str(error)
+
+
+def test_a_budget_that_the_ledger_cannot_count_is_refused(tmp_path: Path) -> None:
+    """SQLite counts up to 2^63 - 1; beyond, every request would fail."""
+    path = tmp_path / "guard.toml"
+    path.write_text("")
+    assert load_config(GuardConfig, path, [f"limits.budget={10**18}"]).limits.budget == 10**18
+    with pytest.raises(ConfigError, match=r"limits\.budget must be") as refusal:
+        load_config(GuardConfig, path, [f"limits.budget={10**18 + 1}"])
+    assert "\n" not in str(refusal.value)

@@ -56,6 +56,16 @@ def test_dump_reads_back_equal(path: Path, tmp_path: Path) -> None:
     assert load_config(TrainConfig, tmp_path / "dumped.toml") == config
 
 
+def test_a_runs_own_file_spells_out_defaults_that_mean_nothing_there(path: Path, tmp_path: Path) -> None:
+    for method in get_args(FineTuningSection.model_fields["method"].annotation):
+        free = ["privacy.epsilon=", "privacy.disabled=true", f"train.method={method}"]
+        config = load_config(TrainConfig, path, free)
+        (tmp_path / "dumped.toml").write_text(dump_toml(config))
+        assert load_config(TrainConfig, tmp_path / "dumped.toml") == config
+    for scrub in ("defences.scrub=mask", "defences.preset=dp"):
+        assert load_config(TrainConfig, path, ["defences.known=known.csv", scrub]).settled_defences().known
+
+
 def test_a_run_without_privacy_and_one_of_so_many_steps(path: Path) -> None:
     config = load_config(
         TrainConfig, path, ["privacy.epsilon=", "privacy.disabled=true", "train.epochs=", "train.steps=5"]
@@ -86,6 +96,13 @@ def test_a_run_without_privacy_and_one_of_so_many_steps(path: Path) -> None:
         (["data.format=e2e"], "data.format e2e has prompts and targets and no persons"),
         (["privacy.max_records=4"], "privacy.max_records is of a person, and data.person_column names none"),
         (["privacy.epsilon=", "privacy.disabled=true", "privacy.delta=1e-5"], "has delta, which means nothing without noise"),  # noqa: E501
+        (["privacy.epsilon=", "privacy.disabled=true", "privacy.clip_norm=2"], "privacy has clip_norm, and disabled = true clips nothing"),  # noqa: E501
+        (["privacy.epsilon=", "privacy.disabled=true", "privacy.clipping=per_layer"], "privacy has clipping, and disabled = true"),  # noqa: E501
+        (["train.method=adapter", 'train.targets=["query"]'], "train has targets, which is for method lora, and method is adapter; remove it"),  # noqa: E501
+        (["train.method=full", "train.alpha=32"], "train has alpha, which is for method lora, and method is full"),
+        (["train.phm_dim=8"], "train has phm_dim, which is for method compacter, and method is lora"),
+        (["defences.known=known.csv"], "has defences.known, which only a scrub looks for; set defences.scrub"),
+        (["defences.known=known.csv", "defences.preset=dp", "defences.scrub=off"], "has defences.known, which only a"),
         (['data.classes=["a"]'], "data.classes must have at least 2 items, not 1, got ['a']"),
         (['data.classes=["a", "b", "a"]'], "data has a class twice in classes; name each once"),
         (['data.classes=["a", "b"]', "model.task=generation"], "data.classes are of a classification; remove them"),

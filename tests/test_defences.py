@@ -138,6 +138,21 @@ def test_pseudonyms_replace_prompts_and_targets_and_are_kept_to_go_on(tmp_path: 
     assert "places of personal data replaced (pseudonym)" in notes[0]
 
 
+def test_a_run_that_was_stopped_in_its_data_stage_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Prompted([""] * 3, letters(3))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("veiltune.data.scrub._Run._replace", stopped)
+        scrubbed(rows, settled(scrub="mask"), tmp_path / "data", private=False)
+    assert not (tmp_path / "data" / "scrubbed" / "scrub.json").exists()
+    found, _ = scrubbed(rows, settled(scrub="mask"), tmp_path / "data", private=False)
+    assert isinstance(found, Prompted) and "[EMAIL]" in found.targets[0]
+    assert (tmp_path / "data" / "rows.jsonl").stat().st_mode & 0o077 == 0
+
+
+def stopped(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_with_privacy_a_value_is_not_looked_for_in_the_records_of_others(tmp_path: Path) -> None:
     rows = Labelled(["Dear Ann Stone, hello.", "the stone of ann stone fell"], ["x", "y"], ["a", "b"])
     apart, _ = scrubbed(rows, settled(scrub="mask"), tmp_path / "apart", private=True)

@@ -119,6 +119,16 @@ def test_weak_sampling_is_not_overstated() -> None:
     assert usual.get_epsilon(1e-5) > 3 * exact
 
 
+@pytest.mark.parametrize(
+    ("noise", "steps", "delta"), [(1000.0, 10**6, 1e-12), (1000.0, 10**6, 1e-10), (500.0, 10**6, 1e-9)]
+)
+def test_many_steps_at_a_tiny_delta_are_not_understated(noise: float, steps: int, delta: float) -> None:
+    """Rounding takes from delta what the convolution adds up; sampling all but surely, the exact figure is known."""
+    exact = gaussian_epsilon(math.sqrt(steps) / noise, delta)
+    claimed = claimed_epsilon(noise_multiplier=noise, sampling_prob=1 - 1e-13, steps=steps, delta=delta)
+    assert exact <= claimed <= exact * 1.2
+
+
 def test_coarser_cells_state_no_less() -> None:
     for noise, steps in ((0.8, 50), (2.0, 2000)):
         fine, coarse = (

@@ -42,7 +42,9 @@ def gradients(made: nn.Module) -> dict[str, Tensor]:
 
 def zero_sum(size: int = 200_000, norm: float = 0.5) -> ClippedSum:
     empty = torch.zeros(0)
-    return ClippedSum(grads={"w": torch.zeros(size)}, norms=empty, losses=empty, clipping=Clipping(norm=norm))
+    return ClippedSum(
+        grads={"w": torch.zeros(size)}, norms=empty, losses=empty, clipping=Clipping(norm=norm), clipped=empty.bool()
+    )
 
 
 # --- noise
@@ -131,6 +133,20 @@ def test_nobody_drawn_is_noise_alone() -> None:
     assert stats.kstest(drawn / (2.0 / 0.001), "norm").pvalue > 1e-3
 
 
+@pytest.mark.parametrize("mode", ["flat", "per_layer", "automatic"])
+def test_the_clipped_share_is_that_of_the_units_that_were_scaled_down(
+    mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = {"sampling_prob": 1.0, "steps": 1, "noise_multiplier": 0.0, "delta": 1e-4, "num_units": 60}
+    typical = engine(model(), plan=DPPlan(clip_norm=1e3, **whole)).backward(0).median_norm
+    given, factors = [], Clipping.factors
+    monkeypatch.setattr(Clipping, "factors", lambda own, squared: given.append(factors(own, squared)) or given[-1])
+    claim = DPPlan(clip_norm=typical * 1.2, clipping=mode, **whole)
+    share = engine(model(), plan=claim).backward(0).clipped_share
+    least = torch.cat([torch.stack(list(part.values())).amin(0) for part in given[-15:]])
+    assert len(least) == 60 and 0.05 < share < 1 and share == pytest.approx(float((least < 1).float().mean()))
+
+
 def test_a_person_counts_once_however_many_records() -> None:
     made, examples = model(), table(60)
     persons = Units.persons([f"p{i // 20}" for i in range(60)])
@@ -208,6 +224,36 @@ def test_a_second_pass_over_the_batches_is_refused() -> None:
             batch.backward()
 
 
+def test_an_optimizer_that_asks_twice_for_a_step_is_refused() -> None:
+    """LBFGS and SAM: two gradients at different weights under one draw of noise, whose difference has none."""
+    made = model()
+    batches = make_private(made, optimizer(made), table(60), plan=plan(), collate=collate)[2]
+    batch = next(iter(batches))
+    batch.backward()
+    made.zero_grad(set_to_none=True)
+    with pytest.raises(PrivacyError, match="handed out already"):
+        batch.backward()
+
+
+def test_dropout_is_drawn_from_the_key_and_from_nothing_else() -> None:
+    """With a seed that others know, removing a unit would shift the masks of all others."""
+
+    def step(seed: int, rate: float = 0.3) -> tuple[dict[str, Tensor], Tensor]:
+        made = model()
+        for module in made.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = rate
+        torch.manual_seed(seed)
+        engine(made).backward(1)
+        return gradients(made), torch.get_rng_state()
+
+    (one, state), (other, _), (without, _) = step(1), step(2), step(1, 0.0)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not all(torch.allclose(one[name], without[name], rtol=1e-3) for name in one)
+    torch.manual_seed(1)
+    assert torch.equal(state, torch.get_rng_state())  # the caller's own draws go on as they would have
+
+
 def test_a_micro_batch_that_is_half_added_is_not_added_again(monkeypatch: pytest.MonkeyPatch) -> None:
     from veiltune.dp import record
 
@@ -234,6 +280,28 @@ def test_a_plan_for_another_table_is_refused() -> None:
     with pytest.raises(InputError, match="persons"):
         made = model()
         make_private(made, optimizer(made), table(60), plan=plan(), collate=collate, persons=["a"] * 60)
+
+
+def test_owners_and_lengths_of_another_table_are_refused() -> None:
+    """Nine owners of twelve examples would leave three out without a word."""
+    for owners in (9, 14):
+        persons = [f"p{number}" for number in range(owners)]
+        claim = plan(owners, unit="person", expected_batch_size=3)
+        made = model()
+        with pytest.raises(InputError, match=f"12 examples, {owners} owners and 12 lengths"):
+            make_private(made, optimizer(made), table(12), plan=claim, collate=collate, persons=persons)
+    with pytest.raises(InputError, match="60 examples, 60 owners and 5 lengths"):
+        engine(model(), lengths=[3] * 5)
+    with pytest.raises(InputError, match="example 59 must have at least 1 token, got 0"):
+        engine(model(), examples=[*table(59), {"input_ids": []}])
+
+
+def test_the_first_step_is_one_of_the_plans() -> None:
+    made = model()
+    for first, message in ((5, r"in \[0, 4\], got 5"), (-1, "at least 0, got -1")):
+        with pytest.raises(InputError, match=f"first_step must be .*{message}"):
+            make_private(made, optimizer(made), table(60), plan=plan(), collate=collate, first_step=first)
+    assert not len(make_private(made, optimizer(made), table(60), plan=plan(), collate=collate, first_step=4)[2])
 
 
 def test_an_optimizer_of_replaced_parameters_is_refused() -> None:
@@ -291,6 +359,43 @@ def test_the_probe_finds_a_loss_that_mixes_examples() -> None:
         probe(model(), examples, loss=mixing_loss, collate=collate)
     with pytest.raises(PrivacyError, match="mixes examples"):
         engine(model(), loss=mixing_loss)
+
+
+class Mixing(nn.Module):
+    """Takes the mean over the batch away, in training only."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values - values.mean(0, keepdim=True) if self.training else values
+
+
+class Counting(nn.Module):
+    """Keeps a running mean of what it sees, in training only, beside weights that get noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, values: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * values.detach().mean()
+        return values
+
+
+def test_the_probe_looks_in_training_mode_too_and_at_buffers() -> None:
+    for layer, message in ((Mixing(), "mixes examples"), (Counting(), "ln_f.1.mean changes with the examples")):
+        made = model()
+        made.transformer.ln_f = nn.Sequential(made.transformer.ln_f, layer)
+        modes = [module.training for module in made.modules()]
+        with pytest.raises(PrivacyError, match=message):
+            probe(made, table(3, seed=3), loss=causal_lm_losses, collate=collate)
+        assert [module.training for module in made.modules()] == modes
+    made = model()
+    dropout = nn.Dropout(0.5)
+    made.transformer.ln_f = nn.Sequential(made.transformer.ln_f, dropout)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    probe(made, table(3, seed=3), loss=causal_lm_losses, collate=collate)
+    assert dropout.p == 0.5 and torch.equal(before, torch.get_rng_state())
 
 
 def test_the_probe_finds_positions_that_depend_on_other_rows() -> None:

@@ -127,15 +127,24 @@ def scarce(said: list[str]) -> list[dict[str, Tensor]]:
 
 
 def refusals(rank: int) -> list[str]:
-    """What engines say to processes with different weights, and with tables in another order."""
+    """What engines say to processes with different weights, tables in another order, and other persons.
+
+    All examples have one length, as packed ones do.
+    """
     said = []
-    other, rows = model(), table(60)
+    other, rows = model(), [{"input_ids": (row["input_ids"] * 4)[:12]} for row in table(60)]
     if rank == 1:
         with torch.no_grad():
             next(p for p in other.parameters() if p.requires_grad).add_(1e-3)
-    for made, examples in ((other, rows), (model(), rows if rank == 0 else rows[::-1])):
+    persons = [f"p{(row + (rank == 1) * (row < 2)) % 20}" for row in range(60)]
+    people = plan(num_units=20, unit="person", expected_batch_size=6)
+    for made, examples, options in (
+        (other, rows, {"plan": plan()}),
+        (model(), rows if rank == 0 else rows[::-1], {"plan": plan()}),
+        (model(), rows, {"plan": people, "units": Units.persons(persons)}),
+    ):
         with pytest.raises(InputError) as caught:
-            DPEngine(made, examples, plan=plan(), collate=collate)
+            DPEngine(made, examples, collate=collate, **options)
         said.append(str(caught.value))
     return said
 
@@ -250,8 +259,9 @@ def test_one_process_short_of_memory_changes_nothing(both: list[dict[str, Any]])
 
 def test_different_weights_or_tables_are_refused_in_every_process(both: list[dict[str, Any]]) -> None:
     for process in both:
-        weights, examples = process["refusals"]
-        assert "hold different weights" in weights and "hold different examples" in examples
+        weights, examples, persons = process["refusals"]
+        assert "hold different weights" in weights
+        assert "hold different examples" in examples and "hold different examples" in persons
 
 
 def test_the_trainer_is_the_loop_also_in_two_processes_and_resumed(both: list[dict[str, Any]]) -> None:

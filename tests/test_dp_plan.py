@@ -192,6 +192,8 @@ def test_differences_name_each_field(plan: DPPlan) -> None:
         ({"clipping": "ghost"}, "clipping 'ghost' is unknown; known: flat, per_layer, automatic"),
         ({"sampling_prob": 0.0}, r"sampling_prob must be in \(0, 1\], got 0.0"),
         ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ({"steps": 10**20}, r"steps must be in \[1, 1000000000\], got 100000000000000000000$"),
+        ({"sampling_prob": 1e-12}, r"the expected batch size must be at least 1e-06, got 2e-09; raise batch_size"),
         ({"clip_norm": 0.0}, "clip_norm must be positive and finite, got 0.0"),
         ({"clip_norm": math.inf}, "clip_norm must be positive and finite, got inf; noise needs a finite sensitivity"),
         ({"noise_multiplier": -1.0}, "noise_multiplier must be positive and finite, got -1.0"),
@@ -217,6 +219,12 @@ def test_an_unusable_plan_is_refused(plan: DPPlan, change: dict[str, Any], messa
         ({"epochs": 3}, "give exactly one of steps and epochs, got steps=187, epochs=3"),
         ({"steps": None}, "give exactly one of steps and epochs, got steps=None, epochs=None"),
         ({"steps": None, "epochs": 0.0}, "epochs must be positive"),
+        (
+            {"steps": None, "epochs": 1e308},
+            r"steps must be in \[0, 1000000000\], got inf; lower epochs or raise batch_s",
+        ),
+        ({"expected_batch_size": 1e-12}, "the expected batch size must be at least 1e-06, got 1e-12; raise batch_size"),
+        ({"expected_batch_size": 5e-324}, "sampling_prob must be in"),
     ],
 )
 def test_an_unusable_schedule_is_refused(change: dict[str, Any], message: str) -> None:

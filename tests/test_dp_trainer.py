@@ -232,6 +232,7 @@ def test_what_it_saves_loads_back(tmp_path: Path) -> None:
         {"torch_compile": True},
         {"use_liger_kernel": True},
         {"fsdp": True},
+        {"neftune_noise_alpha": 5.0},
     ],
 )
 def test_arguments_that_would_break_a_step_are_refused(changes: dict[str, Any], tmp_path: Path) -> None:
@@ -294,6 +295,28 @@ def test_a_loss_of_ones_own_comes_by_the_row(tmp_path: Path) -> None:
         trainer(tmp_path, compute_loss_func=lambda *values: None)
     with pytest.raises(InputError, match="no loss is known"):
         trainer(tmp_path, tiny_model("bert", "base"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"problem_type": "multi_label_classification"}, "problem_type 'multi_label_classification' with num_labels 3"),
+        ({"problem_type": "regression"}, "problem_type 'regression' with num_labels 3"),
+        ({"num_labels": 1}, "problem_type None with num_labels 1"),
+    ],
+)
+def test_what_is_no_choice_of_one_class_needs_a_loss(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    made = tiny_model("bert")
+    attach_peft(made, method="lora", seed=0, rank=4)
+    trainer(tmp_path, made)
+    made.config.problem_type = "single_label_classification"  # as Hugging Face's forward pass writes
+    trainer(tmp_path, made)
+    made.config.problem_type = None
+    for name, value in change.items():
+        setattr(made.config, name, value)
+    with pytest.raises(InputError, match=f"{said}; pass loss="):
+        trainer(tmp_path, made)
+    trainer(tmp_path, made, loss=classification_losses)
 
 
 def test_a_plan_for_another_table_is_refused(tmp_path: Path) -> None:

@@ -15,11 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import veiltune.dp.trainer
 from dp_tables import model, table
 from dp_trainers import dropping_model, logged, moved, peft_model, plan, trainer, weights
+from tiny import tiny_model
 from veiltune.dp.encoding import Encoded
 from veiltune.dp.encoding import collate as encoded_batch
 from veiltune.errors import InputError, PrivacyError
+from veiltune.models.adapters import attach_peft
 
 # peft 0.21 asks transformers for a name that transformers 5.23 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -158,6 +161,96 @@ def test_resumed_without_its_key_or_state_is_refused(run_folder: Path) -> None:
         assert "cannot be resumed privately" in resume_error(run_folder)
     state.unlink()
     assert "veiltune_dp.json" in resume_error(run_folder)
+
+
+def based_on(seed: int, method: str = "lora") -> Any:
+    """The same adapters on another base model; RGP trains its weights and keeps the start of each."""
+    made = tiny_model("gpt2", "causal", seed=seed)
+    attach_peft(made, method=method, seed=0, rank=4)
+    return made
+
+
+@pytest.mark.parametrize("method", ["lora", "rgp"])
+def test_resumed_on_another_base_model_is_refused(method: str, tmp_path: Path) -> None:
+    first = trainer(tmp_path, based_on(0, method), args={"save_strategy": "steps", "save_steps": 2})
+    first.train()
+    for other in (based_on(7, method), model("bitfit")):
+        before = weights(other)
+        with pytest.raises(PrivacyError, match="another frozen model"):
+            trainer(tmp_path, other).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+        assert not moved(before, other)
+    first.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))  # has trained, which is no difference
+
+
+def test_resumed_by_another_version_is_refused(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("veiltune.dp.trainer.__version__", "9.9")
+    assert "another version of Veiltune" in resume_error(run_folder)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "trainer_state.json"])
+def test_resumed_without_a_part_is_refused(name: str, run_folder: Path) -> None:
+    (run_folder / "run" / "checkpoint-2" / name).unlink()
+    assert f"it has no whole {name}" in resume_error(run_folder)
+
+
+def test_weights_alone_cannot_be_resumed(tmp_path: Path) -> None:
+    trainer(tmp_path, args={"save_strategy": "steps", "save_steps": 2, "save_only_model": True}).train()
+    assert "save_only_model" in resume_error(tmp_path)
+    with pytest.raises(InputError, match=r"has no checkpoint that can be resumed.*save_only_model"):
+        trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+def killed_in(place: str, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends a run in the middle of writing the checkpoint of step 4."""
+    owner = veiltune.dp.trainer if hasattr(veiltune.dp.trainer, place) else run
+    whole = getattr(owner, place)
+
+    def dying(*arguments: Any, **options: Any) -> Any:
+        if run.state.global_step == 4:
+            raise SystemExit("killed")
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(owner, place, dying)
+    with pytest.raises(SystemExit):
+        run.train()
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    "place", ["atomic_write_bytes", "save_model", "_save_optimizer_and_scheduler", "_save_rng_state"]
+)
+def test_a_kill_while_a_checkpoint_is_written_leaves_one(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+    killed_in(place, trainer(tmp_path, args=saving), monkeypatch)
+    again = trainer(tmp_path, args=saving)
+    assert again.train(resume_from_checkpoint=True).global_step == 6
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-6"]
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_the_newest(run_folder: Path) -> None:
+    (run_folder / "run" / "checkpoint-6" / "trainer_state.json").write_text('{"global_step"')
+    run = trainer(run_folder)
+    assert run.train(resume_from_checkpoint=True).global_step == 6 and len(logged(run, "loss")) == 6
+
+
+def test_a_new_runs_checkpoint_over_an_old_one_is_not_taken_for_whole(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed when the old weights are replaced and the old optimizer's state is not."""
+    run = trainer(run_folder, args={"save_strategy": "steps", "save_steps": 4})
+    killed_in("_save_optimizer_and_scheduler", run, monkeypatch)
+    with pytest.raises(InputError, match=r"no whole trainer_state\.json"):
+        trainer(run_folder).train(resume_from_checkpoint=str(run_folder / "run" / "checkpoint-4"))
+
+
+def test_the_table_is_read_for_its_digest_once(tmp_path: Path) -> None:
+    run = trainer(tmp_path, args={"save_strategy": "steps", "save_steps": 1})
+    made, count = run._ingredients, []
+    run._ingredients = lambda key: count.append(key) or made(key)
+    run.train()
+    assert len(count) == 1
 
 
 def test_a_new_run_in_the_same_folder_draws_a_new_key(run_folder: Path) -> None:

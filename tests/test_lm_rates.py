@@ -107,7 +107,7 @@ def test_only_persons_that_report_are_counted() -> None:
 
 
 def test_of_attacks_that_found_equally_much_the_one_that_is_given_most_is_the_strongest() -> None:
-    """Nobody who chooses was found by any: the headline must not be of the weakest, and the others' own are not seen."""
+    """Nobody who chooses was found by any attack: the headline must not be of the weakest."""
     persons = people()
     targets = values_of(persons, ("email",))
     scorer = scorer_of(persons, targets, [True, False, False, False] * 2)

@@ -328,6 +328,26 @@ def test_more_epsilon_than_a_plan_can_have_is_said(tmp_path: Path, tiny_folder: 
     assert "was asked for" not in str(dry_run(classification_config(tmp_path, tiny_folder, privacy=privacy)))
 
 
+def test_texts_too_long_to_be_generated_are_refused_before_anything_is_spent(tmp_path: Path) -> None:
+    config = generation_config(tmp_path, evaluation={"max_new_tokens": 63})
+    with pytest.raises(InputError, match=r"max_new_tokens must be at most 62, since .* takes 64 tokens"):
+        train(config)
+    assert not run_of(config).metrics()
+
+
+def test_what_was_trained_is_saved_before_it_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = generation_config(tmp_path, train={"steps": 2})
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="no scores today"):
+        patch.setattr("veiltune.dp.evaluation.Evaluator.generated", fails)
+        train(config)
+    assert weights(config)
+    assert train(config)["steps"] == 2
+
+
+def fails(*_: Any, **__: Any) -> None:
+    raise InputError("no scores today")
+
+
 def test_a_length_without_room_for_text(tmp_path: Path, tiny_folder: Path) -> None:
     """[CLS] and [SEP] alone would be a run on nothing."""
     with pytest.raises(InputError, match="room beside the 2 tokens"):

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from lm_helper import veiltune
+from tiny_text import causal_tokenizer
 from train_helper import generation_config
 from veiltune.config import TrainConfig
 from veiltune.config.defences import DefencesSection
 from veiltune.dp.forgetting import forgetting_losses
+from veiltune.dp.losses import causal_lm_losses
 from veiltune.dp.session import train
 from veiltune.dp.unlearning import UnlearnOptions, unlearn
 from veiltune.errors import DataError, InputError, PrivacyError
@@ -138,6 +140,36 @@ def test_a_run_that_lost_the_rows_it_learnt_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lost private/data"):
         unlearn(config.run, named(tmp_path, "p0"), tmp_path / "out")
     assert not (Path(config.run) / "private" / "data").exists()
+
+
+def test_rows_to_keep_do_not_teach_what_the_defences_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Personal data and goldfish gaps have no loss in training, so they have none when others' rows are kept."""
+    config = by_heart(tmp_path)
+    lines = [{"text": f"{'abcdefghijkl'[n]}ear write ann@old.org", "person": f"p{n}"} for n in range(12)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = config.model_copy(update={"defences": DefencesSection(mask_personal=True, goldfish=4, goldfish_context=2)})
+    tokenizer, learnt = causal_tokenizer(begins=True), {}
+
+    def watched(name: str) -> Any:
+        def losses(model: Any, batch: Any) -> Any:
+            for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+                if "write" in tokenizer.decode(ids).replace(" ", ""):
+                    told = [int(i) if j != -100 else 0 for i, j, k in zip(ids, labels, mask, strict=True) if k]
+                    learnt.setdefault(name, set()).add("".join(tokenizer.decode([i]) if i else "_" for i in told))
+            return causal_lm_losses(model, batch)
+
+        return losses
+
+    for module in ("preparing", "unlearning"):
+        monkeypatch.setattr(f"veiltune.dp.{module}.causal_lm_losses", watched(module))
+    train(config)
+    monkeypatch.setattr("veiltune.dp.unlearning._excess", lambda *_: 1.0)
+    unlearn(config.run, named(tmp_path, "p0"), tmp_path / "out", UnlearnOptions(steps=2))
+    assert learnt["preparing"] == learnt["unlearning"] and len(learnt["unlearning"]) > 1
+    assert not any("@" in text or "old" in text for text in learnt["unlearning"])
+    shutil.rmtree(Path(config.run) / "private")
+    with pytest.raises(InputError, match="lost private/key"):
+        unlearn(config.run, named(tmp_path, "p0"), tmp_path / "again")
 
 
 @pytest.mark.parametrize(

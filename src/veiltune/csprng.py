@@ -59,6 +59,10 @@ class SecureGenerator:
         values *= _STEP
         return values.reshape(shape)
 
+    def integer(self) -> int:
+        """From 0 to 2^63 - 1, for a framework's own generator."""
+        return int.from_bytes(self._keystream(8), "little") >> 1
+
     def derive(self, *labels: bytes | str | int) -> SecureGenerator:
         """An independent generator for a purpose: the same labels give the same one, whatever was drawn before."""
         encoded = b"".join(_encode(label) for label in labels)

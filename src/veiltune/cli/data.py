@@ -93,7 +93,9 @@ def scrub(
         Path | None, typer.Option(help="Secret bytes, at least 16, for the same surrogates in several runs.")
     ] = None,
     propagate: Annotated[bool, typer.Option(help="Look for every value that was found in all of the texts.")] = True,
-    contexts: Annotated[int, typer.Option(help="Sampled contexts a type in scrub.json, words in small letters only.")] = 3,
+    contexts: Annotated[
+        int, typer.Option(help="Sampled contexts a type in scrub.json, words in small letters only.")
+    ] = 3,
     max_values: Annotated[int, typer.Option(help="Most distinct values, some 4 KB of memory each.")] = 200_000,
     processes: Processes = 0,
 ) -> None:

@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from veiltune.config.base import Count, Device, NonNegative, Positive, Section
 from veiltune.config.defences import Defences, DefencesSection
 
+#: Keys of `[train]` that only some methods read. A run's own file spells every default out, so defaults pass.
+_OF_METHODS = {"targets": ("lora",), "alpha": ("lora",), "phm_dim": ("compacter",)}
+
 _EMPTY = "; an empty value, as in --set train.epochs=, takes a key out"
 
 
@@ -86,6 +89,9 @@ class BudgetSection(Section):
             )
         if self.disabled and self.delta is not None:
             raise ValueError("has delta, which means nothing without noise; remove it")
+        for name in ("clip_norm", "clipping"):
+            if self.disabled and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"has {name}, and disabled = true clips nothing; remove it")
         return self
 
 
@@ -148,6 +154,11 @@ class FineTuningSection(Section):
             raise ValueError(
                 f"has save_merged, but method {self.method!r} adds layers that a plain model has not; remove it"
             )
+        for name, methods in _OF_METHODS.items():
+            if self.method not in methods and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"has {name}, which is for method {' or '.join(methods)}, and method is {self.method}; remove it"
+                )
         return self
 
 
@@ -223,6 +234,8 @@ class TrainConfig(Section):
             raise ValueError(f"has defences.dedupe {asked.dedupe:g}; near-duplicates are found from 0.3 on, 0 is off")
         if asked.max_records and not self.data.person_column:
             raise ValueError("has defences.max_records, which are of a person; set data.person_column")
+        if asked.known and self.settled_defences().scrub == "off":
+            raise ValueError("has defences.known, which only a scrub looks for; set defences.scrub, or remove it")
         if self.model.task == "classification" and (
             asked.mask_personal or asked.goldfish or asked.stop_on_memorisation or asked.preset == "standard"
         ):

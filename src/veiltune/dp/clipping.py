@@ -92,6 +92,7 @@ class ClippedSum:
             Private: never log one of them.
         losses: (U,) each unit's loss. Private.
         clipping: What bounded it.
+        clipped: (U,) whether each unit's gradient, or with "per_layer" a part of it, was scaled down. Private.
         non_finite: Units whose gradient was not finite; they contribute zero.
     """
 
@@ -99,6 +100,7 @@ class ClippedSum:
     norms: Tensor
     losses: Tensor
     clipping: Clipping
+    clipped: Tensor
     non_finite: int = 0
 
     def sensitivity(self) -> float:
@@ -172,6 +174,7 @@ class SumInProgress:
     clipping: Clipping
     norms: list[Tensor] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
+    clipped: list[Tensor] = field(default_factory=list)
     non_finite: int = 0
 
     def __post_init__(self) -> None:
@@ -208,17 +211,19 @@ class SumInProgress:
             record.mask(keep)
             self.non_finite += int((~keep).sum())
             squared = {name: norm.masked_fill(~keep, 0) for name, norm in squared.items()}
+        factors = self.clipping.factors(squared)
         try:
-            record.add_weighted_sums(self.clipping.factors(squared), self._sums)
+            record.add_weighted_sums(factors, self._sums)
         except RuntimeError as error:  # some parameters have it already: added again, it would count twice
             raise PrivacyError("a micro-batch could not be added up; take smaller micro-batches and resume") from error
         if self.clipping.active:
             self.norms.append(total.sqrt())
+            self.clipped.append(torch.stack(list(factors.values())).amin(0) < 1)
         self.losses.append(losses)
 
     def forget_last(self, *, beyond: int) -> None:
         """Leaves units from this number on out of the last micro-batch's norms and losses."""
-        for kept in (self.norms, self.losses):
+        for kept in (self.norms, self.losses, self.clipped):
             kept[-1:] = [values[:beyond] for values in kept[-1:]]
 
     def result(self) -> ClippedSum:
@@ -230,6 +235,7 @@ class SumInProgress:
             norms=torch.cat([empty, *self.norms]),
             losses=torch.cat([empty, *self.losses]),
             clipping=self.clipping,
+            clipped=torch.cat([empty.bool(), *self.clipped]),
             non_finite=self.non_finite,
         )
 

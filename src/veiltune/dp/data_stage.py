@@ -25,6 +25,7 @@ from veiltune.data.propagate import Finder, long_enough
 from veiltune.data.scrub import ScrubOptions, scrub
 from veiltune.data.shingles import exact_hash, plain
 from veiltune.dp.data import Labelled, TrainingTables
+from veiltune.runs import atomic_write_bytes
 
 Rows = Labelled | Prompted
 Spans = list[tuple[int, int]]
@@ -177,14 +178,15 @@ def _columns(rows: Rows) -> tuple[list[str], ...]:
 
 
 def _write(path: Path, rows: Rows) -> None:
-    _write_lines(
-        path,
-        (
-            {"text": text, "person": _person(rows, index)}
-            for index, texts in enumerate(zip(*_columns(rows), strict=True))
-            for text in texts
-        ),
+    """Rows that are there already stay untouched, since an interrupted scrub goes on only if its input is no newer."""
+    lines = (
+        {"text": text, "person": _person(rows, index)}
+        for index, texts in enumerate(zip(*_columns(rows), strict=True))
+        for text in texts
     )
+    data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    if not path.exists() or path.read_bytes() != data:
+        atomic_write_bytes(path, data, mode=0o600)
 
 
 def _with_texts(rows: Rows, texts: list[str]) -> Rows:

@@ -7,6 +7,7 @@ Poisson draw, every sum is clipped at the plan's norm, gets noise once, and is d
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,16 +16,16 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from veiltune._validate import positive_int
+from veiltune._validate import in_range, positive_int
 from veiltune.csprng import KEY_BYTES, SecureGenerator
 from veiltune.dp import parallel
-from veiltune.dp.checks import MovementCheck, check_optimizer, probe
+from veiltune.dp.checks import MovementCheck, check_optimizer, check_table, probe
 from veiltune.dp.clipping import IS_PADDING, UNITS, ClippedSum, Clipping, ClippingMode, SumInProgress
 from veiltune.dp.instrument import carried_layers, carrier_names, check_supported, trainable_names
 from veiltune.dp.losses import Batch, LossFn, causal_lm_losses
 from veiltune.dp.noise import noisy_mean
 from veiltune.dp.plan import DPPlan
-from veiltune.dp.sampling import Units, micro_batches
+from veiltune.dp.sampling import Units, micro_batches, whole
 from veiltune.errors import InputError, PrivacyError
 
 Collate = Callable[[Sequence[Any]], Batch]
@@ -40,7 +41,8 @@ class StepResult:
         step: Its number, from 0.
         size: Units drawn.
         loss: Mean loss of the units; NaN if nobody was drawn.
-        clipped_share: Of the units, those whose gradient was scaled down; NaN without clipping or units.
+        clipped_share: Of the units, those whose gradient, or with "per_layer" a part of it, was scaled down; NaN
+            without clipping or units.
         median_norm: Of the units' gradients before clipping; NaN likewise.
         non_finite: Units whose gradient was not finite and that contributed zero.
     """
@@ -73,7 +75,8 @@ class DPEngine:
         say: Told, once, when memory ran out and the micro-batch was halved.
 
     Raises:
-        InputError: If the plan is for another number of units, or an argument is out of range.
+        InputError: If the plan is for another number of units, `units` or `lengths` are of another table, or an
+            argument is out of range.
         PrivacyError: If the model cannot be trained privately.
     """
 
@@ -104,6 +107,7 @@ class DPEngine:
         self._generator = SecureGenerator(self.key)
         self._sampler = plan.sampler(self._generator)
         self._lengths = [_length(example) for example in examples] if lengths is None else list(lengths)
+        check_table(self.units, len(examples), self._lengths)
         self._max_rows, self._max_tokens, self._pad_rows = positive_int(max_rows=max_rows), max_tokens, pad_rows
         self._bf16, self._say = bf16, say or (lambda message: None)
         self._halved, self._fill = False, self._max_rows
@@ -111,7 +115,7 @@ class DPEngine:
         check_supported(model)
         self._trainable = trainable_names(model)
         probe(model, self._unlike_examples(), loss=loss, collate=collate)
-        parallel.check_alike(model, self._lengths)
+        parallel.check_alike(model, examples, self.units)
         self._movement, self._taken = MovementCheck(model), 0
         self._current = self._finished = -1  # steps: of the last gradient, and of the last update
         self.refresh()
@@ -139,13 +143,19 @@ class DPEngine:
                 f"step {step} was taken already: again, it would use the same noise for other gradients; "
                 "a plan's steps are taken once, in order"
             )
+        if step <= self._current:
+            raise PrivacyError(
+                f"the gradient of step {step} was handed out already: again, at other weights, it would have the same "
+                "noise, and the difference none; use an optimizer that wants one gradient a step (not LBFGS, not SAM)"
+            )
         if self._current > self._finished and any(p.grad is not None for p in self.model.parameters()):
             raise PrivacyError(
                 f"the gradient of step {self._current} was not used; call the optimizer's step() before the next batch"
             )
         if trainable_names(self.model).keys() != self._trainable.keys():
             raise PrivacyError("the model's parameters were exchanged; make the engine and the optimizer anew")
-        total, size = self._clipped_sum(step)
+        with self._own_randomness(step):
+            total, size = self._clipped_sum(step)
         mean = noisy_mean(
             total,
             noise_multiplier=self.plan.noise_multiplier,
@@ -168,6 +178,19 @@ class DPEngine:
         """Makes RGP's carriers from the weights as they are; to be called after loading weights, too."""
         for layer in carried_layers(self.model).values():
             layer.refresh()
+
+    @contextlib.contextmanager
+    def _own_randomness(self, step: int) -> Iterator[None]:
+        """Dropout from the run's key, and torch's generators as they were afterwards.
+
+        Under a seed that others know, a unit that comes or goes would shift everybody's masks, and with them the sum by
+        more than clipping allows; under a secret one they are what they might have been anyway.
+        """
+        device = next(self.model.parameters()).device
+        seed = self._generator.derive("dropout", step, parallel.world()[0]).integer()
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
 
     def _clipped_sum(self, step: int) -> tuple[ClippedSum, int]:
         drawn = self._sampler.draw(step)
@@ -330,7 +353,7 @@ def make_private(
         collate: See `DPEngine`.
         loss: See `DPEngine`.
         persons: The owner of each example, for a plan whose unit is the person.
-        first_step: Where a resumed run goes on (with the same key).
+        first_step: Where a resumed run goes on (with the same key), from 0 to the plan's steps.
         **options: Further arguments of `DPEngine`.
 
     Raises:
@@ -339,6 +362,7 @@ def make_private(
     """
     if (persons is not None) != (plan.unit == "person"):
         raise InputError(f"the plan protects each {plan.unit}; give persons exactly for a plan with unit 'person'")
+    in_range(0, plan.steps, first_step=whole(first_step=first_step))
     check_optimizer(model, optimizer)
     units = None if persons is None else Units.persons(persons)
     engine = DPEngine(model, examples, plan=plan, collate=collate, loss=loss, units=units, **options)
@@ -362,7 +386,7 @@ def _summary(step: int, size: int, total: ClippedSum) -> StepResult:
         step=step,
         size=size,
         loss=float(losses.mean()) if len(losses) else nan,
-        clipped_share=float((norms > total.clipping.norm).float().mean()) if len(norms) else nan,
+        clipped_share=float(total.clipped[total.norms.isfinite()].float().mean()) if len(norms) else nan,
         median_norm=float(norms.median()) if len(norms) else nan,
         non_finite=total.non_finite,
     )

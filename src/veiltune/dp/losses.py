@@ -20,6 +20,7 @@ from veiltune.dp.record import Record
 from veiltune.dp.scratch import block
 from veiltune.errors import InputError
 from veiltune.models.families import FAMILIES
+from veiltune.models.surgery import task_of
 
 Batch = Mapping[str, Tensor]
 
@@ -72,10 +73,32 @@ def causal_lm_losses(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def classification_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """The cross-entropy of each row's class; ``labels`` is (B,). Returns (B,) float32."""
+    """The cross-entropy of each row's class; ``labels`` is (B,). Returns (B,) float32.
+
+    Not for several labels a row, nor for regression: the model's ``problem_type`` is not asked.
+    """
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     logits = model(**inputs).logits
     return nn.functional.cross_entropy(logits.float(), batch["labels"], reduction="none")
+
+
+def loss_for(model: nn.Module) -> LossFn:
+    """The loss of a model's kind, bare, in a PeftModel or in a wrapper: next tokens, or one of several classes.
+
+    Raises:
+        InputError: If none is known: the model has another head, several labels a row, or one number.
+    """
+    inner = _plain(model)
+    task = task_of(inner)
+    if task == "base":
+        raise InputError(f"no loss is known for a {type(inner).__name__}; pass loss=, which gives one number a row")
+    kind = getattr(inner.config, "problem_type", None)
+    if task == "classification" and (kind not in (None, "single_label_classification") or inner.config.num_labels == 1):
+        raise InputError(
+            "without loss= a classifier must tell several classes apart, one a row, got problem_type "
+            f"{kind!r} with num_labels {inner.config.num_labels}; pass loss=, which gives one number a row"
+        )
+    return causal_lm_losses if task == "causal" else classification_losses
 
 
 def row_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:

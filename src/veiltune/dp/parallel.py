@@ -8,9 +8,11 @@ step's noise is that of one process. Without `torch.distributed` everything here
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -21,6 +23,7 @@ import torch.distributed as dist
 from torch import nn
 
 from veiltune.dp.clipping import ClippedSum
+from veiltune.dp.sampling import Units
 from veiltune.errors import InputError
 
 T = TypeVar("T")
@@ -80,19 +83,23 @@ def same_everywhere(secret: bytes) -> bytes:
     return box[0]
 
 
-def check_alike(model: nn.Module, lengths: Sequence[int]) -> None:
-    """Refuses processes that hold different weights or tables.
+def check_alike(model: nn.Module, examples: Sequence[Any], units: Units) -> None:
+    """Refuses processes that hold different weights, tables or units.
 
     Gradients of different weights do not add up to a step, and with tables in another order one example could be drawn
     in two processes at once and count twice.
 
     Raises:
-        InputError: In every process, if the weights or the lengths of the examples differ between any two.
+        InputError: In every process, if the weights, the examples, their order or whose they are differ between any
+            two.
     """
     if world()[1] == 1:
         return
     weights = [float(values.detach().double().square().sum()) for values in model.parameters()]
-    table = hashlib.blake2b(repr(list(lengths)).encode()).hexdigest()
+    digest = hashlib.blake2b(json.dumps([rows.tolist() for rows in units.all_records()]).encode())
+    for index in range(len(examples)):
+        digest.update(json.dumps(examples[index], default=plain, sort_keys=True).encode() + b"\n")
+    table = digest.hexdigest()
     seen: list[tuple[list[float], str]] = [([], "")] * world()[1]
     dist.all_gather_object(seen, (weights, table))
     same = all(np.allclose(seen[0][0], other, rtol=1e-9, equal_nan=True) for other, _ in seen)
@@ -101,6 +108,15 @@ def check_alike(model: nn.Module, lengths: Sequence[int]) -> None:
         raise InputError(
             f"the processes hold different {what}; load the same model and table, in the same order, in each"
         )
+
+
+def plain(value: Any) -> Any:
+    """What JSON cannot hold, with all its content: a repr may leave some out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def own_share(parts: Sequence[T]) -> Sequence[T]:
@@ -115,11 +131,12 @@ def summed(total: ClippedSum) -> ClippedSum:
         return total
     for tensor in total.grads.values():
         dist.all_reduce(tensor)
-    gathered: list[tuple[torch.Tensor, torch.Tensor, int]] = [None] * world()[1]  # type: ignore[list-item]
-    dist.all_gather_object(gathered, (total.norms.cpu(), total.losses.cpu(), total.non_finite))
+    gathered: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]] = [None] * world()[1]  # type: ignore[list-item]
+    dist.all_gather_object(gathered, (total.norms.cpu(), total.losses.cpu(), total.clipped.cpu(), total.non_finite))
     return replace(
         total,
-        norms=torch.cat([norms for norms, _, _ in gathered]),
-        losses=torch.cat([losses for _, losses, _ in gathered]),
-        non_finite=sum(count for _, _, count in gathered),
+        norms=torch.cat([norms for norms, _, _, _ in gathered]),
+        losses=torch.cat([losses for _, losses, _, _ in gathered]),
+        clipped=torch.cat([clipped for _, _, clipped, _ in gathered]),
+        non_finite=sum(count for *_, count in gathered),
     )

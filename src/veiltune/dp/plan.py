@@ -5,7 +5,8 @@ the data are touched, sets q = `sampling_prob`, T = `steps`, C = `clip_norm`, s 
 
 1. Each unit is in the batch with probability q, independently of all else (`sampling.PoissonSampler`). The batch may be
    empty. Of a person at most `max_records` records stand in, drawn from its own (`sampling.Units.records`).
-2. The unit's gradient g_u, at the parameters that the earlier outputs led to, is a function of these records alone; it
+2. The unit's gradient g_u, at the parameters that the earlier outputs led to, is a function of these records alone
+   (and of dropout's masks, drawn from the run's key: secret, and the same whoever else is in the batch, in law). It
    is scaled so that its L2 norm over all trainable parameters together is at most C (`clipping`). With "flat" it is
    g_u min(1, C / ||g_u||); with "per_layer" each of L parts is so scaled to C / sqrt(L); with "automatic" it is
    C g_u / (||g_u|| + c), c > 0. A unit whose gradient is not finite contributes zero.
@@ -74,6 +75,9 @@ from veiltune.errors import InputError
 CLIPPINGS = ("flat", "per_layer", "automatic")
 UNITS = ("example", "person")
 
+MAX_STEPS = 10**9  # accountants compute with such numbers in floating point
+MIN_BATCH = 1e-6  # `DPPlan.expected_batch_size` has nine decimals
+
 
 @dataclass(frozen=True, kw_only=True)
 class DPPlan:
@@ -87,8 +91,8 @@ class DPPlan:
         num_units: Units in the table, at least 1; public.
         unit: "example" or "person".
         max_records: Records of a person in one step, at least 1; None takes all. None for examples.
-        sampling_prob: Of each unit at each step, in (0, 1].
-        steps: At least 1.
+        sampling_prob: Of each unit at each step, in (0, 1], and at least 1e-6 over num_units.
+        steps: From 1 to 1e9.
         clip_norm: L2 norm that a unit's gradient is clipped to, > 0; infinite only without noise.
         clipping: One of `CLIPPINGS`.
         noise_multiplier: Standard deviation of the noise over the sensitivity; 0 is a run without privacy.
@@ -112,8 +116,9 @@ class DPPlan:
         positive_int(num_units=self.num_units)
         one_of(UNITS, unit=self.unit)
         one_of(CLIPPINGS, clipping=self.clipping)
-        probability(sampling_prob=self.sampling_prob)
-        positive_int(steps=self.steps)
+        if (size := probability(sampling_prob=self.sampling_prob) * self.num_units) < MIN_BATCH:
+            raise refusal("the expected batch size", f"at least {MIN_BATCH:g}", size, "raise batch_size")
+        in_range(1, MAX_STEPS, steps=positive_int(steps=self.steps))
         if self.max_records is not None:
             positive_int(max_records=self.max_records)
             if self.unit == "example":
@@ -146,7 +151,7 @@ class DPPlan:
         Args:
             target_epsilon: Above 0.
             num_units: See the class.
-            expected_batch_size: Units per step on average, in (0, num_units].
+            expected_batch_size: Units per step on average, in [1e-6, num_units].
             steps: Exactly one of steps and epochs.
             epochs: Expected visits of each unit; rounded up to whole steps.
             delta: None is the smaller of 1e-5 and 1 / (10 num_units).
@@ -379,7 +384,8 @@ def _schedule(num_units: int, expected_batch_size: float, steps: int | None, epo
     if (steps is None) == (epochs is None):
         raise InputError(f"give exactly one of steps and epochs, got steps={steps!r}, epochs={epochs!r}")
     if epochs is not None:
-        steps = max(1, math.ceil(positive(epochs=epochs) * num_units / expected_batch_size * (1 - 1e-12)))
+        visits = positive(epochs=epochs) * num_units / expected_batch_size * (1 - 1e-12)
+        steps = max(1, math.ceil(in_range(0, MAX_STEPS, steps=visits, hint="lower epochs or raise batch_size")))
     assert steps is not None
     return expected_batch_size / num_units, positive_int(steps=steps)
 

@@ -21,10 +21,13 @@ from veiltune.dp.encoding import EncodedSet, collate, encode_prompted, encode_te
 from veiltune.dp.engine import Collate
 from veiltune.dp.losses import LossFn, causal_lm_losses, classification_losses
 from veiltune.dp.masking import goldfish
-from veiltune.errors import UnsupportedModelError
+from veiltune.errors import InputError, UnsupportedModelError
 from veiltune.models.adapters import attach_peft
+from veiltune.models.dropout import dropout_rates
 from veiltune.models.families import family_of, longest_sequence
 from veiltune.models.loading import BaseModel, classifier_model, load_base, name_classes, pad_id_of
+
+_LEAST_PROMPT = 2  # tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,23 +73,51 @@ def prepare(config: TrainConfig, tables: TrainingTables, *, key: bytes, notes: S
         raise UnsupportedModelError(
             f"{config.model.name!r} is an encoder, which cannot continue a text; name a causal model, e.g. 'smollm2'"
         )
-    max_length = min(config.data.max_length, longest_sequence(base.model.config))
-    spans = _without_loss(config, tables)
+    _check_room(config, base, tables)
     encoded = {
-        name: _encode(config, base, rows, tables.labels, max_length, spans if name == "training" else None)
-        for name, rows in _parts(tables)
+        "training": encoded_training_rows(config, base, tables, key=key),
+        "evaluation": _encoded(config, base, tables.eval, tables.labels, None),
     }
     model = _model(config, base, tables.labels)
     return Prepared(
         model=model,
         tokenizer=base.tokenizer,
         digest=base.digest,
-        train=_with_gaps(config, encoded["training"].examples, key),
+        train=encoded["training"].examples,
         eval=encoded["evaluation"].examples,
         loss=classification_losses if config.model.task == "classification" else causal_lm_losses,
         collate=partial(collate, pad_id=pad_id_of(base)),
         notes=[*notes, *(f"{name} table: {len(rows)} examples; {rows.note()}" for name, rows in encoded.items())],
     )
+
+
+def _check_room(config: TrainConfig, base: BaseModel, tables: TrainingTables) -> None:
+    """Before anything is spent: whether the texts of the evaluation fit after a prompt."""
+    longest, new = longest_sequence(base.model.config), config.evaluation.max_new_tokens
+    generates = isinstance(tables.eval, Prompted) and any(tables.eval.prompts)
+    if generates and new > longest - _LEAST_PROMPT:
+        raise InputError(
+            f"evaluation.max_new_tokens must be at most {longest - _LEAST_PROMPT}, since {config.model.name!r} takes "
+            f"{longest} tokens, prompt included, got {new}; lower it"
+        )
+
+
+def encoded_training_rows(
+    config: TrainConfig, base: BaseModel, tables: TrainingTables, *, key: bytes
+) -> EncodedSet[Any]:
+    """The training rows with the loss that the defences leave: none on personal data, none in goldfish gaps.
+
+    Args:
+        config: The run.
+        base: Its tokenizer and the longest text of its model are used.
+        tables: After the data stage.
+        key: Of the run.
+
+    Raises:
+        InputError: If a row has no tokens, or an optional package is missing.
+    """
+    encoded = _encoded(config, base, tables.train, tables.labels, _without_loss(config, tables))
+    return replace(encoded, examples=_with_gaps(config, encoded.examples, key))
 
 
 def remove_dropout(model: nn.Module) -> None:
@@ -97,26 +128,18 @@ def remove_dropout(model: nn.Module) -> None:
     >>> layer[0].p
     0.0
     """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
+    for module, name in dropout_rates(model):
+        setattr(module, name, 0.0)
 
 
-def _parts(tables: TrainingTables) -> list[tuple[str, Labelled | Prompted]]:
-    return [("training", tables.train), ("evaluation", tables.eval)]
-
-
-def _encode(
+def _encoded(
     config: TrainConfig,
     base: BaseModel,
     rows: Labelled | Prompted,
     labels: LabelSet | None,
-    max_length: int,
     without_loss: list[Spans] | None,
 ) -> EncodedSet[Any]:
+    max_length = min(config.data.max_length, longest_sequence(base.model.config))
     if isinstance(rows, Labelled):
         assert labels is not None
         classes = labels.encode(rows.labels)
@@ -138,7 +161,7 @@ def _without_loss(config: TrainConfig, tables: TrainingTables) -> list[Spans] | 
     return personal_spans(tables.train.targets, private=not config.privacy.disabled)
 
 
-def _with_gaps(config: TrainConfig, examples: Sequence[Any], key: bytes) -> Sequence[Any]:
+def _with_gaps(config: TrainConfig, examples: list[Any], key: bytes) -> list[Any]:
     one_in, context = config.defences.goldfish, config.defences.goldfish_context
     if not one_in:
         return examples

@@ -176,8 +176,8 @@ class _Session:
         self._write_privacy()
         with contextlib.closing(self.tracker):
             self._loop(stop)
+            save_adapter(self.model, self.run.path / "adapter")  # first: epsilon is spent, whatever comes of the scores
             scores = self._final_scores()
-        save_adapter(self.model, self.run.path / "adapter")
         if self.config.train.save_merged:
             self._save_merged()
         self.run.write_json("summary.json", self._summary(scores))

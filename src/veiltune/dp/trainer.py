@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,21 +15,27 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
 
+from veiltune import __version__
 from veiltune.csprng import KEY_BYTES
 from veiltune.dp import parallel
 from veiltune.dp.checks import check_optimizer
 from veiltune.dp.decoding import generate_texts
 from veiltune.dp.engine import Collate, DPEngine
-from veiltune.dp.losses import LossFn, causal_lm_losses, classification_losses
+from veiltune.dp.instrument import carried_layers
+from veiltune.dp.losses import LossFn, loss_for
 from veiltune.dp.plan import DPPlan
 from veiltune.dp.sampling import Units
 from veiltune.errors import InputError, PrivacyError
-from veiltune.models.surgery import task_of
+from veiltune.models.loading import weights_digest
 from veiltune.runs import atomic_write_bytes, private_folder
 
 _STATE_FILE = "veiltune_dp.json"
+
+#: What a checkpoint needs besides the weights, in the order in which it is written: the last one says that it is whole.
+_NEEDED = (_STATE_FILE, OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME)
 
 #: Changed between a checkpoint and its resumption, they would make another step with the same noise.
 _UPDATE_ARGUMENTS = (
@@ -45,9 +50,7 @@ _UPDATE_ARGUMENTS = (
     "adam_beta2",
     "adam_epsilon",
     "bf16",
-    "neftune_noise_alpha",
 )
-_LOSSES: dict[str, LossFn] = {"causal": causal_lm_losses, "classification": classification_losses}
 
 
 class DPTrainer(Trainer):
@@ -64,8 +67,11 @@ class DPTrainer(Trainer):
     logs have ``epsilon``, what has been spent so far. Under torchrun each process takes a share of each logical batch
     and the noise is drawn once.
 
-    A checkpoint resumes exactly: draws and noise derive from one key and the step. The key is kept apart from the
-    checkpoints, in ``<output_dir>.private`` (mode 0700): who has it can take the noise off.
+    A checkpoint resumes exactly: draws and noise derive from one key and the step. Another plan, table, key, frozen
+    weight, update argument or version of Veiltune is refused, and so is a checkpoint without the optimizer's state
+    (``save_only_model=True``). What is neither there nor in the weights is the caller's to keep: the loss, the
+    collator, LoRA's scale, dropout. The key is kept apart from the checkpoints, in ``<output_dir>.private`` (mode
+    0700): who has it can take the noise off.
 
     Guarantee:
         The plan's (`veiltune.dp.plan`), for the weights at any step. It does not cover what else the Trainer writes:
@@ -73,16 +79,17 @@ class DPTrainer(Trainer):
 
     Args:
         model: A Hugging Face model, a PeftModel, or one that `attach_peft` prepared.
-        args: Without gradient accumulation, fp16, label smoothing, DataParallel or DeepSpeed, which are refused.
+        args: Without gradient accumulation, fp16, label smoothing, NEFTune, DataParallel or DeepSpeed, which are
+            refused.
         plan: For as many units as the training set has.
         persons: The owner of each example, for a plan whose unit is the person.
-        loss: (B,) losses; None takes the model's kind: next tokens or classes.
+        loss: (B,) losses; None takes the model's kind: next tokens, or one of several classes.
         max_tokens: Padded tokens differentiated at once; None is no limit.
         **options: As for Trainer.
 
     Raises:
         InputError: If an argument does not fit.
-        PrivacyError: If the model cannot be trained privately, or a resumed run had another plan or table.
+        PrivacyError: If the model cannot be trained privately, or a resumed run was another one.
     """
 
     def __init__(
@@ -108,7 +115,7 @@ class DPTrainer(Trainer):
         args = copy.copy(args)
         args.max_steps, args.max_grad_norm, args.ignore_data_skip = plan.steps, 0.0, True
         super().__init__(model, args, **options)
-        self.plan, self._loss, self._max_tokens = plan, loss or _loss_for(model), max_tokens
+        self.plan, self._loss, self._max_tokens = plan, loss or loss_for(model), max_tokens
         self._persons = None if persons is None else list(persons)
         self._engine: DPEngine | None = None
         self._epsilon = (0, 0.0)
@@ -158,13 +165,17 @@ class DPTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """As Trainer's; a checkpoint of another plan or table is refused before anything is loaded.
+        """As Trainer's; a checkpoint of another run is refused before anything is loaded; True is the newest whole.
 
         Raises:
+            InputError: If there is no such checkpoint, or it lacks a part.
             PrivacyError: If the run would not be the plan's: resumed with a change, or a second one.
         """
         if resume_from_checkpoint:
-            self._key = parallel.same_everywhere(self._check_resumption(resume_from_checkpoint))
+            newest = resume_from_checkpoint is True
+            found = _newest_checkpoint(Path(str(self.args.output_dir))) if newest else Path(str(resume_from_checkpoint))
+            key, self._made_from = self._check_resumption(found)
+            self._key, resume_from_checkpoint = parallel.same_everywhere(key), str(found)
         elif self._engine is not None:
             raise PrivacyError(
                 "this trainer has trained its plan: training on would spend its epsilon again; resume from a "
@@ -172,6 +183,7 @@ class DPTrainer(Trainer):
             )
         else:
             self._key = parallel.same_everywhere(os.urandom(KEY_BYTES))
+            self._made_from = self._ingredients(self._key)
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def hyperparameter_search(self, *arguments: Any, **options: Any) -> Any:
@@ -216,32 +228,36 @@ class DPTrainer(Trainer):
         return prepared
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
+        if self.args.should_save:  # before Trainer's part, which ends in dropping older checkpoints
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            state = {"plan": self.plan.to_dict(), "arguments": self._arguments(), **self._fingerprints(self.engine.key)}
-            atomic_write_bytes(private_folder(self._private) / "dp.key", self.engine.key, mode=0o600)
-            atomic_write_bytes(folder / _STATE_FILE, (json.dumps(state, indent=2) + "\n").encode())
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)  # of an earlier run: not whole now
+            atomic_write_bytes(private_folder(self._private) / "dp.key", self._key, mode=0o600)
+            atomic_write_bytes(folder / _STATE_FILE, (json.dumps(self._made_from, indent=2) + "\n").encode())
+        super()._save_checkpoint(model, trial)
 
     @property
     def _private(self) -> Path:
         output = Path(os.path.abspath(str(self.args.output_dir)))
         return output.with_name(output.name + ".private")
 
-    def _check_resumption(self, checkpoint: str | bool) -> bytes:
-        """The key of the run that is taken up, if plan and table are the same."""
-        folder = str(self.args.output_dir)
-        found = get_last_checkpoint(folder) if checkpoint is True else str(checkpoint)  # type: ignore[no-untyped-call]
+    def _check_resumption(self, found: Path) -> tuple[bytes, dict[str, Any]]:
+        """The key of the run that is taken up and its ingredients, if they are the same now."""
         try:
-            state = json.loads((Path(str(found)) / _STATE_FILE).read_bytes())
+            state = json.loads((found / _STATE_FILE).read_bytes())
             key = (self._private / "dp.key").read_bytes()
             made = DPPlan.from_dict(state["plan"])
-            arguments, key_print, table_print = state["arguments"], state["key"], state["table"]
+            arguments, key_print = state["arguments"], state["key"]
+            prints = {name: state[name] for name in ("table", "model", "version")}
         except (OSError, ValueError, KeyError, TypeError, InputError) as error:
             raise InputError(
                 f"{found} cannot be resumed privately: it needs {_STATE_FILE} and {self._private}/dp.key ({error})"
             ) from None
-        now = self._fingerprints(key)
+        if lacking := _lacking(found):
+            raise InputError(
+                f"{found} cannot be resumed: it has no whole {lacking}, by save_only_model or a kill; take another one"
+            )
+        now = self._ingredients(key)
         if key_print != now["key"]:
             raise PrivacyError(
                 f"{self._private}/dp.key is of another run than {found}, which cannot go on without its own; "
@@ -249,7 +265,7 @@ class DPTrainer(Trainer):
             )
         differences = made.differences(self.plan) + [
             f"{name}: {arguments.get(name)} in the run, {value} now"
-            for name, value in self._arguments().items()
+            for name, value in now["arguments"].items()
             if arguments.get(name) != value
         ]
         if differences:
@@ -257,19 +273,24 @@ class DPTrainer(Trainer):
                 f"{found} was made with other settings, and its noise would be used twice: {'; '.join(differences)}; "
                 "start a new run"
             )
-        if table_print != now["table"]:
-            raise PrivacyError(
-                f"{found} was made from another table; the same key would repeat its noise; start a new run"
-            )
-        return key
+        for name, what in (("table", "table"), ("model", "frozen model"), ("version", "version of Veiltune")):
+            if prints[name] != now[name]:
+                raise PrivacyError(
+                    f"{found} was made with another {what}; the same key would repeat its noise; start a new run"
+                )
+        return key, now
 
-    def _fingerprints(self, key: bytes) -> dict[str, str]:
-        """Of the key and, keyed so that the file says nothing about it, of the table."""
+    def _ingredients(self, key: bytes) -> dict[str, Any]:
+        """What a checkpoint is made from, as its state file says: keyed digests say nothing about key and table."""
         rows: Any = self.train_dataset
         digest = hashlib.blake2b(json.dumps(self._persons).encode(), key=key, digest_size=16)
         for index in range(len(rows)):
-            digest.update(json.dumps(rows[index], default=_plain, sort_keys=True).encode() + b"\n")
+            digest.update(json.dumps(rows[index], default=parallel.plain, sort_keys=True).encode() + b"\n")
         return {
+            "plan": self.plan.to_dict(),
+            "arguments": self._arguments(),
+            "version": __version__,
+            "model": _frozen_digest(cast(nn.Module, self.model)),
             "key": hashlib.blake2b(key=key, person=b"veiltune-dp-key", digest_size=16).hexdigest(),
             "table": digest.hexdigest(),
         }
@@ -279,6 +300,44 @@ class DPTrainer(Trainer):
         values = {name: getattr(self.args, name) for name in _UPDATE_ARGUMENTS}
         plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
         return plain
+
+
+def _frozen_digest(model: nn.Module) -> str:
+    """Of parameters and buffers that stay as they are, and of the names and shapes of what trains.
+
+    RGP's carriers, which follow from the weights, do not count.
+    """
+    carriers = {id(carrier) for layer in carried_layers(model).values() for carrier in (layer.left, layer.right)}
+    state = {name: values for name, values in model.named_buffers() if id(values) not in carriers}
+    for name, values in model.named_parameters():
+        state[name] = values.new_zeros(()).expand(values.shape) if values.requires_grad else values
+    return weights_digest(state)
+
+
+def _lacking(checkpoint: Path) -> str:
+    """The first file that a checkpoint needs and has not, or not to its end; "" if it is whole."""
+    for name in _NEEDED:
+        try:
+            if name.endswith(".json"):
+                json.loads((checkpoint / name).read_bytes())
+            elif not (checkpoint / name).is_file():
+                return name
+        except (OSError, ValueError):
+            return name
+    return ""
+
+
+def _newest_checkpoint(folder: Path) -> Path:
+    """The last whole one: a kill may have left a part of a later one."""
+    numbers = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
+    steps = sorted((int(number) for number in numbers if number.isdecimal()), reverse=True)
+    whole = (path for step in steps if not _lacking(path := folder / f"checkpoint-{step}"))
+    if (newest := next(whole, None)) is None:
+        raise InputError(
+            f"{folder} has no checkpoint that can be resumed: each needs {', '.join(_NEEDED)} (with save_only_model "
+            "there are none); start a new run"
+        )
+    return newest
 
 
 class _FinishStep(TrainerCallback):
@@ -306,6 +365,11 @@ def _check_arguments(args: TrainingArguments, options: dict[str, Any]) -> None:
             "the engine cuts logical batches itself",
         ),
         (args.fp16, "fp16", "use bf16"),
+        (
+            args.neftune_noise_alpha is not None,
+            "neftune_noise_alpha",
+            "leave it out: a batch's longest row would scale the others' noise, and so change their gradients",
+        ),
         (args.label_smoothing_factor != 0, "label_smoothing_factor", "pass a loss of your own"),
         (args.n_gpu > 1, "several GPUs in one process", "start one process a GPU with torchrun"),
         (bool(args.deepspeed), "deepspeed", "use torchrun"),
@@ -331,21 +395,3 @@ def _check_schedule(args: TrainingArguments, plan: DPPlan) -> None:
         value = getattr(args, name)
         if value not in (default, planned, 0.0 if name == "max_grad_norm" else planned):
             raise InputError(f"DPTrainer does not take {name} = {value:g}: the plan says {planned:g}; leave it out")
-
-
-def _loss_for(model: nn.Module) -> LossFn:
-    wrapped: Any = model
-    inner = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
-    loss = _LOSSES.get(task_of(inner))
-    if loss is None:
-        raise InputError(f"no loss is known for a {type(inner).__name__}; pass loss=, which gives one number a row")
-    return loss
-
-
-def _plain(value: Any) -> Any:
-    """What JSON cannot hold, with all its content: a repr may leave some out."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -24,12 +24,14 @@ from veiltune.dp.data_stage import scrubbed, thin_out
 from veiltune.dp.encoding import Encoded, collate, encode_prompted
 from veiltune.dp.forgetting import METHODS, forgetting_losses
 from veiltune.dp.losses import IGNORED, causal_lm_losses
+from veiltune.dp.preparing import encoded_training_rows
 from veiltune.dp.reporting import TrainReporter
+from veiltune.dp.run_card import run_key
 from veiltune.errors import DataError, InputError, PrivacyError
 from veiltune.models.adapters import save_adapter, trainable_parameters
 from veiltune.models.families import longest_sequence
 from veiltune.models.finished import fine_tuned, run_of
-from veiltune.models.loading import load_base
+from veiltune.models.loading import BaseModel, load_base
 from veiltune.runs import RunFolder, atomic_write_bytes, storage_errors
 
 
@@ -105,7 +107,7 @@ def unlearn(
     tables = _learnt(source, config)
     named = _named(persons)
     base = fine_tuned(source, config)
-    rows = _encoded(config, tables, named, base)
+    rows = _encoded(config, tables, named, base, _key(source, config))
     public = load_base(config.model.name).model
     public.to(dtype=torch.float32)  # type: ignore[call-arg]  # transformers wraps `to`
     found = _Forgetting(base.model, public, rows, options, collate_with=base.tokenizer, reporter=reporter).run()
@@ -255,6 +257,15 @@ def _learnt(run: RunFolder, config: TrainConfig) -> TrainingTables:
     return replace(tables, train=rows)
 
 
+def _key(run: RunFolder, config: TrainConfig) -> bytes:
+    """From which the gaps of the rows derive; nothing else here does."""
+    if not config.defences.goldfish:
+        return b""
+    if not (run.private / "key").exists():
+        raise InputError(f"{run.path} has lost private/key, which says where its goldfish gaps were; train it again")
+    return run_key(run, config.noise_seed)
+
+
 def _named(path: Path) -> set[str]:
     try:
         names = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
@@ -265,26 +276,25 @@ def _named(path: Path) -> set[str]:
     return names
 
 
-def _encoded(config: TrainConfig, tables: TrainingTables, named: set[str], base: Any) -> _Rows:
+def _encoded(config: TrainConfig, tables: TrainingTables, named: set[str], base: BaseModel, key: bytes) -> _Rows:
+    """Rows with the loss that they were trained with: to keep a row must not teach what its defences kept out."""
     train, data = tables.train, config.data
     assert isinstance(train, Prompted)
     assert train.persons is not None
     if missing := len(named - set(train.persons)):
         raise DataError(f"{missing} of {len(named)} named persons have no rows in {data.train}; correct the file")
 
-    def encode(rows: Prompted) -> Sequence[Encoded]:
-        length = min(data.max_length, longest_sequence(base.model.config))
-        return encode_prompted(
-            base.tokenizer, rows, max_length=length, loss_on=data.loss_on, separator=data.separator
-        ).examples
-
-    whole = encode(train)
+    length = min(data.max_length, longest_sequence(base.model.config))
+    whole = encoded_training_rows(config, base, tables, key=key).examples
     forget = [row for row, person in zip(whole, train.persons, strict=True) if person in named]
     keep = [row for row, person in zip(whole, train.persons, strict=True) if person not in named]
     if not keep:
         raise DataError("every row is to be forgotten; start from the base model instead")
     assert isinstance(tables.eval, Prompted)
-    return _Rows(forget, keep, encode(tables.eval))
+    unseen = encode_prompted(
+        base.tokenizer, tables.eval, max_length=length, loss_on=data.loss_on, separator=data.separator
+    )
+    return _Rows(forget, keep, unseen.examples)
 
 
 def _batches(count: int, size: int, rng: random.Random) -> Iterator[list[int]]:

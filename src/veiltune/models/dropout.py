@@ -63,6 +63,20 @@ def use_fast_dropout(module: nn.Module) -> MaskSource:
     return source
 
 
+def dropout_rates(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Every dropout rate inside a module, as owner and name of a number: of layers, and of attention modules.
+
+    >>> [name for _, name in dropout_rates(nn.Sequential(nn.Dropout(0.5), nn.Linear(1, 1)))]
+    ['p']
+    """
+    return [
+        (owner, name)
+        for owner in module.modules()
+        for name, value in vars(owner).items()
+        if (isinstance(value, float) and "drop" in name) or (name == "p" and "Dropout" in type(owner).__name__)
+    ]
+
+
 @contextlib.contextmanager
 def repeatable_dropout(source: MaskSource, seed: int, step: int, micro_batch: int) -> Iterator[None]:
     """Seeds the source, and torch's global generator inside the block, so that a lost pass repeats exactly.

@@ -19,12 +19,16 @@ class PrivateSum:
     Guarantee:
         What the optimizer gets of a step is a sum of per-example gradients, each clipped to the job's clip_norm, with
         Gaussian noise of noise_multiplier times that, divided by the expected batch size: DP of the finished model for
-        each example, if the customer draws the batches as its plan says. A step that is done again after a crash gets
-        fresh noise. It protects nobody from the vendor itself.
+        each example, if the customer draws the batches as its plan says and dropout is seeded by `dropout_seed`: with
+        a seed that others know, an example that comes or goes would shift the others' masks, and their gradients. A
+        step that is done again after a crash gets fresh noise. It protects nobody from the vendor itself.
 
     Args:
         part: The vendor's part, with its method attached.
         spec: Of the job.
+
+    Attributes:
+        dropout_seed: Secret, of this process.
     """
 
     def __init__(self, part: nn.Module, spec: pb.JobSpec) -> None:
@@ -32,6 +36,7 @@ class PrivateSum:
         self._part, self._spec = part, spec
         self._clipping = Clipping(norm=spec.clip_norm)
         self._generator, self._releases = SecureGenerator(), 0
+        self.dropout_seed = self._generator.derive("dropout").integer()
         self.clear()
 
     def clear(self) -> None:

@@ -76,7 +76,8 @@ class Slot:
 
         Args:
             step: Must be the slot's step.
-            micro_batch: Number within the step; with the step it seeds the dropout, so a replay is exact.
+            micro_batch: Number within the step; with the step it seeds the dropout, so a replay is exact (under DP
+                in the same process only: the seed is secret there, see `PrivateSum`).
             values: (N, H) token vectors of B examples, one after the other.
             lengths: Tokens of each example.
 
@@ -92,7 +93,8 @@ class Slot:
         representations.requires_grad_(not self.spec.frozen_bottom)
         record = Record(len(lengths)) if self._private else None
         watched = recorded(self.top, record) if record else contextlib.nullcontext()
-        dropout = repeatable_dropout(self._dropout, self.spec.seed, step, micro_batch)
+        seed = self._private.dropout_seed if self._private else self.spec.seed
+        dropout = repeatable_dropout(self._dropout, seed, step, micro_batch)
         with self._busy(), watched, dropout, self._precision():
             outputs: Tensor = self.top(representations, mask).float()
         self._graphs[step, micro_batch] = _Graph(representations, mask, outputs, record)
