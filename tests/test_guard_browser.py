@@ -11,8 +11,13 @@ import pytest
 
 from guard_server import serving
 from test_report_browser import LOW_CONTRAST
+from tiny import VOCAB
+from tiny_text import causal_tokenizer
+from veiltune.guard.decoding import Guard
 from veiltune.guard.door import Door
 from veiltune.guard.keys import Keys, new_key
+from veiltune.guard.protected import ProtectedStrings
+from veiltune.guard.vocabulary import Vocabulary
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -26,6 +31,19 @@ def browser() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+def test_the_page_says_where_a_text_ends_for_protection(browser: Any) -> None:
+    vocabulary = Vocabulary.of(causal_tokenizer(), size=VOCAB)
+    guard = Guard(vocabulary, protected=ProtectedStrings(["Jane Doe"], vocabulary))
+    with serving(guard=guard) as port:
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.fill("#prompt", "It is Jane D")
+        page.click("#write")
+        page.wait_for_selector("#text", state="attached")
+        assert "what comes next is protected" in page.inner_text("#out")
+        page.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
