@@ -100,6 +100,8 @@ def test_a_run_without_privacy_and_one_of_so_many_steps(path: Path) -> None:
         (["privacy.epsilon=", "privacy.disabled=true", "privacy.clipping=per_layer"], "privacy has clipping, and disabled = true"),  # noqa: E501
         (["train.method=adapter", 'train.targets=["query"]'], "train has targets, which is for method lora, and method is adapter; remove it"),  # noqa: E501
         (["train.method=full", "train.alpha=32"], "train has alpha, which is for method lora, and method is full"),
+        (["train.method=bitfit", "train.rank=4"], "train has rank, which is for method lora or rgp"),
+        (["train.adapter_size=8"], "train has adapter_size, which is for method adapter or compacter"),
         (["train.phm_dim=8"], "train has phm_dim, which is for method compacter, and method is lora"),
         (["defences.known=known.csv"], "has defences.known, which only a scrub looks for; set defences.scrub"),
         (["defences.known=known.csv", "defences.preset=dp", "defences.scrub=off"], "has defences.known, which only a"),

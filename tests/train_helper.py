@@ -62,6 +62,8 @@ def write_e2e(path: Path, rows: int, *, seed: int) -> None:
 def _config(tree: dict[str, Any], sections: dict[str, Any]) -> TrainConfig:
     for name, changes in sections.items():
         tree[name] = tree.get(name, {}) | changes if isinstance(changes, dict) else changes
+    if tree["train"].get("method", "lora") not in ("lora", "rgp"):
+        tree["train"]["rank"] = None
     tree = {name: _without_none(value) for name, value in tree.items() if value is not None}
     return parse_config(TrainConfig, tree)
 

@@ -10,7 +10,13 @@ from veiltune.config.base import Count, Device, NonNegative, Positive, Section
 from veiltune.config.defences import Defences, DefencesSection
 
 #: Keys of `[train]` that only some methods read. A run's own file spells every default out, so defaults pass.
-_OF_METHODS = {"targets": ("lora",), "alpha": ("lora",), "phm_dim": ("compacter",)}
+_OF_METHODS = {
+    "rank": ("lora", "rgp"),
+    "targets": ("lora",),
+    "alpha": ("lora",),
+    "adapter_size": ("adapter", "compacter"),
+    "phm_dim": ("compacter",),
+}
 
 _EMPTY = "; an empty value, as in --set train.epochs=, takes a key out"
 
