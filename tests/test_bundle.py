@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +110,29 @@ def test_missing_extra_and_linked_files_are_refused(tmp_path: Path, write: Write
     weights.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match=r"altered file 'bottom.safetensors'"):
         read_bundle(folder)
+
+
+def test_a_tokenizer_with_code_of_its_own_is_refused_and_nobody_is_asked(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bottom, _ = split_model(tiny.tiny_model("bert"), cut_layer=1)
+    folder, ran = tmp_path / "bundle", tmp_path / "ran"
+    write(folder, bottom)
+    (folder / "evil.py").write_text(
+        f"open({str(ran)!r}, 'w')\nfrom transformers import PreTrainedTokenizerFast\n"
+        "class Evil(PreTrainedTokenizerFast): pass\n"
+    )
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name in ("evil.py", "tokenizer_config.json"):
+        manifest["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with contextlib.suppress(InputError):
+        read_bundle(folder)
+    assert not ran.exists()
 
 
 def test_another_digest_is_refused_with_both(tmp_path: Path, write: Write) -> None:

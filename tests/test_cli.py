@@ -368,6 +368,10 @@ def test_audit_and_report_of_a_run(command: Callable[..., Ended], config: Path) 
     (folder / "public.txt").write_text("\n".join(public))
     audit = ("audit", run, "--public", folder / "public.txt", "--preset", "quick")
     command(*audit).refused(2, "is not a run folder")
+    command(*audit, "--fail-if", "perplexity > 0", "--device", "cpu").refused(
+        2, "--fail-if, --device: only for a language"
+    )
+    command("audit", run, "--manifest", "m.jsonl", "--person", "who").refused(2, "--person: only for a split run")
     write_tables(folder, train=80, eval=8)
     (folder / "public.txt").write_text("\n".join(set(public) - set(make_texts(88, seed=7)[0])))
     assert command("tune", config, "--no-baseline").code == 0

@@ -129,6 +129,17 @@ def test_dropout_under_dp_has_a_seed_that_nobody_knows(vendor: Vendor) -> None:
     assert not torch.equal(one, other)
 
 
+def test_a_bottom_is_not_asked_for_with_a_head_of_any_size(vendor: Vendor, tmp_path: Path) -> None:
+    request = pb.GetBottomRequest(cut_layer=1, num_labels=2_000_000, with_head=True)
+    with pytest.raises(ProtocolError, match=r"num_labels must be in \[2, 10000\], got 2000000"):
+        vendor.engine.write_bottom(request, tmp_path / "head")
+    request.with_head = False
+    vendor.engine.write_bottom(request, tmp_path / "bottom")
+    request.cut_embeddings = "blocks"
+    with pytest.raises(ProtocolError, match="cut_embeddings must be one of word, block"):
+        vendor.engine.write_bottom(request, tmp_path / "other")
+
+
 @pytest.mark.parametrize("method", ["lora", "bitfit", "adapter"])
 def test_a_slots_sum_is_that_of_clip_and_add(vendor: Vendor, method: str) -> None:
     job = spec(

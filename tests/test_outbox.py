@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from veiltune.customer.outbox import Outbox, Released
+from veiltune.customer.training import Trainer
 from veiltune.errors import PrivacyError, StorageError
 
 LENGTHS = [2, 3, 1]
@@ -91,3 +93,15 @@ def test_steps_are_kept_until_they_cannot_be_asked_for(tmp_path: Path) -> None:
     kept = outbox.step_release(10, 0)
     assert kept is not None
     assert torch.equal(kept.values, released(10).values)
+    assert outbox.forgotten == 9
+
+
+def test_a_vendor_that_goes_back_behind_what_is_kept_is_refused(tmp_path: Path) -> None:
+    """It would get other values under the same noise, and their difference without."""
+    trainer = Trainer.__new__(Trainer)
+    outbox = open_outbox(tmp_path)
+    trainer.releaser, trainer._local = SimpleNamespace(outbox=outbox), SimpleNamespace(restore=lambda _: None)  # type: ignore[assignment]
+    trainer.resume_at(0)
+    outbox.forget_steps(before=9)
+    with pytest.raises(PrivacyError, match="the vendor is at step 0, before step 9"):
+        trainer.resume_at(0)

@@ -11,19 +11,21 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import binomtest
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from parties import Vendor, running_vendor
 from runs_helper import digests, ledger_totals, make_texts, tune_config, write_csv, write_tables
 from tiny import model_of, tiny_config
-from veiltune.config import TuneConfig, load_config
+from veiltune.config import TuneConfig, dump_toml, load_config
 from veiltune.customer.batching import encode_texts, epoch_batches, learning_rate_at, pad_ids
 from veiltune.customer.prediction import predict
+from veiltune.customer.protection import protect_labels
 from veiltune.customer.remote import RemoteJob
 from veiltune.customer.session import tune
 from veiltune.data.tables import LabelSet, read_table
-from veiltune.errors import InputError, InterruptedRunError
+from veiltune.errors import InputError, InterruptedRunError, RunInUseError
 from veiltune.models.adapters import attach_peft, trainable_parameters
 from veiltune.models.loading import classifier_model
 from veiltune.models.split import split_model
@@ -253,6 +255,30 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_only_read(configure: Callab
     before = digests(Path(config.run))
     assert tune(config) == summary
     assert digests(Path(config.run)) == before
+
+
+def test_a_second_process_leaves_the_first_ones_folder_alone(configure: Callable[..., TuneConfig]) -> None:
+    config = configure(train={"epochs": 1})
+    with RunFolder.create(config.run, config=dump_toml(config)).held(), pytest.raises(RunInUseError):
+        tune(config)
+    assert (Path(config.run) / "config.toml").exists()
+    assert tune(config)
+
+
+def test_copies_of_a_text_have_label_answers_of_their_own(configure: Callable[..., TuneConfig], tmp_path: Path) -> None:
+    """Equal answers for certain would tell that the labels are equal."""
+    config = configure(privacy={"labels": "randomized_response", "label_epsilon": 1.0})
+    differ = 0
+    for number in range(200):
+        secret, memo = number.to_bytes(32, "little"), tmp_path / f"memo-{number}"
+        (one, other), _ = protect_labels([0, 0], [b"k", b"k"], num_classes=2, config=config, secret=secret, memo=memo)
+        assert protect_labels([0, 0], [b"k", b"k"], num_classes=2, config=config, secret=secret, memo=memo)[0] == [
+            one,
+            other,
+        ]
+        differ += one != other
+    p = math.e / (1 + math.e)
+    assert binomtest(differ, 200, 2 * p * (1 - p)).pvalue > 1e-3 and differ > 40
 
 
 TWINS: dict[str, dict[str, Any]] = {

@@ -21,7 +21,19 @@ def _model(text: str, *names: str) -> typer.models.OptionInfo:
     return typer.Option(*names, help=text, rich_help_panel=MODEL)  # type: ignore[no-any-return]  # typer says Any
 
 
+def _refuse_options_of(panel: str, context: typer.Context) -> None:
+    """Options of the other kind of audit would do nothing, a gate among them."""
+    of_panel = [one for one in context.command.params if getattr(one, "rich_help_panel", None) == panel]
+    sources = [context.get_parameter_source(one.name or "") for one in of_panel]
+    given = [one.opts[0] for one, at in zip(of_panel, sources, strict=True) if at and at.name == "COMMANDLINE"]
+    if given:
+        raise InputError(
+            f"{', '.join(given)}: only for {panel[0].lower()}{panel[1:]}; leave out what is not for this run"
+        )
+
+
 def audit(
+    context: typer.Context,
     run: Annotated[
         str, typer.Argument(help="Folder of a finished run; or a model folder, a hub name or an API's address.")
     ],
@@ -73,6 +85,7 @@ def audit(
                 "name what to look for: --public TEXT for a split run; --manifest FILE, or --data DIR and --pii FILE,"
                 " for a language model"
             )
+        _refuse_options_of(SPLIT, context)
         from veiltune.audit.lm.options import LeakageOptions
 
         _audit_model(
@@ -101,6 +114,7 @@ def audit(
         return
     if manifest or data or pii:
         raise InputError("--public audits a split run, --manifest and --data a language model; give one of them")
+    _refuse_options_of(MODEL, context)
     from veiltune.audit.options import AuditOptions
     from veiltune.audit.split import audit_run
     from veiltune.terminal import TerminalReporter, print_audit

@@ -18,6 +18,8 @@ from torch import Tensor
 from veiltune.errors import PrivacyError
 from veiltune.runs import atomic_write_bytes
 
+_FORGOTTEN = "forgotten"
+
 
 @dataclass(frozen=True)
 class Released:
@@ -100,10 +102,17 @@ class Outbox:
         return [load_file(path) for path in sorted(self._folder.glob("gradients-*.safetensors"))]
 
     def forget_steps(self, before: int) -> None:
-        """Drops the releases of steps before a checkpoint that both parties hold."""
+        """Drops the releases of steps before a checkpoint that both parties hold; `forgotten` says so from then on."""
+        atomic_write_bytes(self._folder / _FORGOTTEN, str(before).encode())
         for path in self._folder.glob("step-*.safetensors"):
             if int(path.name.split("-")[1]) < before:
                 path.unlink()
+
+    @property
+    def forgotten(self) -> int:
+        """The first step whose releases have not been dropped; 0 if none were."""
+        path = self._folder / _FORGOTTEN
+        return int(path.read_bytes()) if path.exists() else 0
 
     def _piece(self, key: bytes) -> tuple[Tensor, Tensor | None]:
         row = self._sql.execute("SELECT shard, start, tokens FROM outbox WHERE key = ?", (key,)).fetchone()

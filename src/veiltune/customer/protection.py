@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,12 +76,13 @@ def protect_labels(
 ) -> tuple[list[int], Tensor | None]:
     """The labels that the loss will see, and the flip matrix that corrects it.
 
-    Randomised response is drawn once per (text, label), by a generator derived from the run's secret, and kept: every
-    epoch and every resumption sees the same answer, so the guarantee does not compose over epochs.
+    Randomised response is drawn once per example, by a generator derived from the run's secret, and kept: every epoch
+    and every resumption sees the same answer, so the guarantee does not compose over epochs.
 
     Args:
         labels: The true classes.
-        keys: Release key of each example; duplicates get the same answer.
+        keys: Release key of each example; copies of a text get answers of their own, or whether these agree would
+            tell whether their labels do.
         num_classes: C.
         config: Says `disclosed` or `randomized_response` and its epsilon.
         secret: The run's secret.
@@ -103,13 +105,23 @@ def protect_labels(
                 torch.tensor([label]),
                 num_classes=num_classes,
                 epsilon=epsilon,
-                generator=root.derive("label", key, label),
+                generator=root.derive("label", key, label, copy),
             )
         )
-        for key, label in zip(keys, labels, strict=True)
+        for key, label, copy in zip(keys, labels, _copies(keys), strict=True)
     ]
     atomic_write_bytes(memo, save({"labels": torch.tensor(drawn)}), mode=0o600)
     return drawn, flip_matrix(num_classes, epsilon)
+
+
+def _copies(keys: Sequence[bytes]) -> list[int]:
+    """How many earlier examples have the same key, of each."""
+    seen: Counter[bytes] = Counter()
+    found = []
+    for key in keys:
+        found.append(seen[key])
+        seen[key] += 1
+    return found
 
 
 def contributing_tokens(

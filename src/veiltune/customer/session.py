@@ -62,6 +62,7 @@ def tune(
     Raises:
         InputError: Bad data or configuration; nothing was made or sent.
         InterruptedRunError: If `stop` said so.
+        RunInUseError: If another process is at this run.
         VendorError: The vendor is away or refused; the same call goes on once it is back.
     """
     tables = read_tables(config)
@@ -70,7 +71,7 @@ def tune(
         return dict(run.read_json("summary.json"))
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    with _undone_if_refused(run), storage_errors(run.path), contextlib.closing(connect(config)) as client:
+    with run.held(), _undone_if_refused(run), storage_errors(run.path), contextlib.closing(connect(config)) as client:
         session = _Session(config, run, client, tables, reporter or Reporter())
         with contextlib.closing(session.releaser):
             return session.tune(stop)

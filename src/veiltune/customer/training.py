@@ -21,7 +21,7 @@ from veiltune.customer.batching import epoch_batches, learning_rate_at, micro_ba
 from veiltune.customer.releasing import Releaser
 from veiltune.customer.remote import PendingForward, RemoteJob, ragged
 from veiltune.dp.plan import DPPlan
-from veiltune.errors import InterruptedRunError
+from veiltune.errors import InterruptedRunError, PrivacyError
 from veiltune.models.dropout import MaskSource, repeatable_dropout, use_fast_dropout
 from veiltune.models.optim import ResumableAdamW
 from veiltune.privatize.labels import corrected_cross_entropy
@@ -110,7 +110,18 @@ class Trainer:
         self.total_steps = poisson.steps if poisson else self._per_epoch * schedule.epochs
 
     def resume_at(self, step: int) -> None:
-        """Puts the customer's trainable part back to a checkpoint (0 = the start)."""
+        """Puts the customer's trainable part back to a checkpoint (0 = the start).
+
+        Raises:
+            PrivacyError: If steps would be done again whose releases are not kept: the vendor could have other values
+                under the same noise.
+        """
+        if step < self.releaser.outbox.forgotten:
+            raise PrivacyError(
+                f"the vendor is at step {step}, before step {self.releaser.outbox.forgotten}, up to which the releases "
+                "are not kept any more (privacy.keep_releases = false): done again, other values would have the same "
+                "noise; start a new run"
+            )
         self._local.restore(load_file(self._checkpoint(step)) if step else None)
 
     def run(self, *, on_step: Callable[[Progress], None], stop: Callable[[], bool] = lambda: False) -> None:

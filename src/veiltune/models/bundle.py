@@ -142,7 +142,7 @@ def read_bundle(folder: Path, *, expected_digest: str | None = None) -> Bundle:
         if _HEAD[1] in manifest["files"]:
             head = HeadModel.from_config(_read_config(folder / _HEAD[0]))
             _load_weights(head, folder / _HEAD[1])
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except InputError:
         raise
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:

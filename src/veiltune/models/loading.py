@@ -72,10 +72,10 @@ def load_base(name: str) -> BaseModel:
     """
     source = _source_of(name)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         auto_class = AutoModelForCausalLM if family_of(config).causal else AutoModel
-        model = auto_class.from_pretrained(source, config=config, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = auto_class.from_pretrained(source, config=config, use_safetensors=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except InputError:
         raise
     except (OSError, ValueError) as error:
@@ -94,7 +94,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     source = _source_of(name)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except InputError:
         raise
     except (OSError, ValueError) as error:

@@ -23,6 +23,7 @@ from veiltune.wire import veiltune_pb2 as pb
 from veiltune.wire.codec import PROTOCOL, WIRE_DTYPES
 
 METHODS = ("lora", "bitfit", "adapter", "none")
+MAX_LABELS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +130,11 @@ class LocalEngine:
     def write_bottom(self, request: pb.GetBottomRequest, folder: Path) -> str:
         """Writes the bundle that a customer asked for; returns its digest."""
         self._check_cut(request.cut_layer)
-        model = classifier_model(self.base, num_labels=max(request.num_labels, 2), seed=request.seed)
+        if request.with_head:
+            _check("num_labels", request.num_labels, 2, MAX_LABELS)
+        _check_name("cut_embeddings", request.cut_embeddings or "word", ("word", "block"))
+        num_labels = request.num_labels if request.with_head else 2  # a head that stays here and is dropped
+        model = classifier_model(self.base, num_labels=num_labels, seed=request.seed)
         bottom, top = split_model(
             model, cut_layer=request.cut_layer, cut_embeddings=request.cut_embeddings or "word", share_weights=True
         )
@@ -177,7 +182,7 @@ def check_spec(spec: pb.JobSpec, base: BaseModel, limits: Limits) -> None:
         raise ProtocolError(f"peer speaks protocol {spec.protocol}, this build speaks {PROTOCOL}")
     blocks = int(getattr(base.model.config, "num_hidden_layers", 0))
     _check("cut_layer", spec.cut_layer, 0, blocks)
-    _check("num_labels", spec.num_labels, 2, 10_000)
+    _check("num_labels", spec.num_labels, 2, MAX_LABELS)
     _check("rank", spec.rank, 1, 1024)
     _check("adapter_size", spec.adapter_size, 1, 4096)
     _check("max_tokens", spec.max_tokens, 1, limits.max_tokens)
