@@ -43,6 +43,7 @@ TRAIN, TEST = list(range(0, 40, 2)), list(range(1, 40, 2))
 def main(address: str, credentials: str) -> float:
     """Trains and evaluates; returns the accuracy."""
     generator = SecureGenerator()  # ChaCha20, keyed by the operating system
+    train = [TRAIN[i] for i in generator.uniform((len(TRAIN),)).argsort()]  # the table's order would tell its labels
     client = VendorClient(address, credentials=Path(credentials))
 
     # 1. The vendor discloses the bottom of its model: embeddings and CUT_LAYER blocks.
@@ -89,17 +90,17 @@ def main(address: str, credentials: str) -> float:
             ),
         ),
     )
-    job = RemoteJob(client, opened.job, next_seq=opened.next_seq)
+    job = RemoteJob(client, opened.job, next_seq=opened.next_seq, output_size=2)
     print(f"the vendor trains {opened.trainable_parameters:,} of {opened.total_parameters:,} parameters")
 
     # 5. One upload of the training rows; then only outputs come and only output gradients go.
-    rows = ragged(*to_wire(torch.cat([released[i] for i in TRAIN]), pb.DTYPE_BFLOAT16), [lengths[i] for i in TRAIN])
+    rows = ragged(*to_wire(torch.cat([released[i] for i in train]), pb.DTYPE_BFLOAT16), [lengths[i] for i in train])
     client.upload([pb.UploadChunk(job=job.job, first_row=0, rows=rows)])
     step = 0
     for epoch in range(EPOCHS):
-        for batch in epoch_batches([lengths[i] for i in TRAIN], batch_size=BATCH_SIZE, seed=0, epoch=epoch):
+        for batch in epoch_batches([lengths[i] for i in train], batch_size=BATCH_SIZE, seed=0, epoch=epoch):
             outputs = job.send_forward(step=step, micro_batch=0, rows=batch).outputs()  # (B, 2), from the vendor
-            loss = corrected_cross_entropy(outputs, answers[[TRAIN[i] for i in batch]], flips).mean()
+            loss = corrected_cross_entropy(outputs, answers[[train[i] for i in batch]], flips).mean()
             loss.backward()  # sends the gradient of the outputs
             job.send_optim_step(step=step, learning_rate=LEARNING_RATE)
             step += 1

@@ -95,4 +95,6 @@ def open_job(
     """Opens a job and returns it ready for calls."""
     request = pb.OpenJobRequest(spec=job_spec(**changes), key=key, customer_checkpoints=checkpoints)
     opened = client.call("OpenJob", request)
-    return RemoteJob(client, opened.job, next_seq=opened.next_seq)
+    spec = request.spec
+    columns = spec.num_labels if spec.head == "vendor" else 32  # the tiny models' hidden size
+    return RemoteJob(client, opened.job, next_seq=opened.next_seq, output_size=columns)

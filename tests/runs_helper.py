@@ -57,7 +57,7 @@ def tune_config(folder: Path, address: str, **sections: Any) -> TuneConfig:
     """A short run over the tables of a folder, without noise unless `sections` say otherwise."""
     tree: dict[str, Any] = {
         "run": str(folder / "run"),
-        "noise_seed": 11,
+        "noise_seed": 12,
         "vendor": {"address": address, "plaintext": True, "timeout_seconds": 20.0},
         "split": {"cut_layer": 1},
         "data": {"train": str(folder / "train.csv"), "eval": str(folder / "eval.csv"), "max_length": 24},

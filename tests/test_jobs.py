@@ -19,7 +19,7 @@ def jobs(tmp_path: Path) -> JobStore:
 
 def open_job(jobs: JobStore, tenant: str = "acme", key: str = "k1", spec: bytes = b"spec", limit: int = 2) -> str:
     """Opens with defaults; returns the job's id."""
-    return jobs.open(tenant=tenant, key=key, spec=spec, base_digest="d", max_jobs=limit)[0].id
+    return jobs.open(tenant=tenant, key=key, spec=spec, base_digest="d", max_jobs=limit).id
 
 
 def test_opening_twice_gives_the_same_job(jobs: JobStore) -> None:

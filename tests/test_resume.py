@@ -124,8 +124,8 @@ def test_a_numbered_call_to_a_vendor_that_came_back_says_to_open_the_job_again(
         before.save(0)
         before.send_forward(step=0, micro_batch=0, released=frame).outputs()
     with running_vendor(tmp_path / "vendor", tiny_folder) as vendor:
-        gradients_lost = RemoteJob(vendor.client(), before.job, next_seq=2)
-        answer_lost = RemoteJob(vendor.client(), before.job, next_seq=1)
+        gradients_lost = RemoteJob(vendor.client(), before.job, next_seq=2, output_size=2)
+        answer_lost = RemoteJob(vendor.client(), before.job, next_seq=1, output_size=2)
         with pytest.raises(JobRewoundError, match="open the job again"):
             gradients_lost.send_backward(torch.ones(2, 2), step=0, micro_batch=0).result()
         with pytest.raises(JobRewoundError, match="open the job again"):

@@ -215,7 +215,7 @@ class TestMutualTls:
 
     def test_a_tenant_cannot_touch_anothers_job(self, vendor: Vendor) -> None:
         job = open_job(vendor.client("acme"))
-        intruder = RemoteJob(vendor.client("other"), job.job, next_seq=0)
+        intruder = RemoteJob(vendor.client("other"), job.job, next_seq=0, output_size=2)
         for attempt in (
             lambda: intruder.predict(frame()),
             lambda: intruder.send_forward(step=0, micro_batch=0, released=frame()).outputs(),

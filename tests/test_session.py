@@ -19,9 +19,9 @@ from parties import Vendor, running_vendor
 from runs_helper import digests, ledger_totals, make_texts, tune_config, write_csv, write_tables
 from tiny import model_of, tiny_config
 from veiltune.config import TuneConfig, dump_toml, load_config
-from veiltune.customer.batching import encode_texts, epoch_batches, learning_rate_at, pad_ids
+from veiltune.customer.batching import encode_texts, epoch_batches, learning_rate_at, pad_ids, secret_order
 from veiltune.customer.prediction import predict
-from veiltune.customer.protection import protect_labels
+from veiltune.customer.protection import protect_labels, run_secret
 from veiltune.customer.remote import RemoteJob
 from veiltune.customer.session import tune
 from veiltune.data.tables import LabelSet, read_table
@@ -113,7 +113,7 @@ def test_a_run_leaves_a_complete_folder_and_a_true_count(configure: Callable[...
     assert load_config(TuneConfig, run / "config.toml") == config
     assert json.loads((run / "summary.json").read_text()) == summary
     assert summary.keys() >= SUMMARY_KEYS
-    assert summary["seeds"] == {"train": 0, "noise": 11}
+    assert summary["seeds"] == {"train": 0, "noise": 12}
     assert min(summary["bytes_up"], summary["bytes_down"], summary["trainable_parameters"]) > 0
     assert [line["step"] for line in RunFolder(run).metrics()] == list(range(1, STEPS + 1))
     if name in LEARNING:
@@ -310,8 +310,10 @@ def unsplit_losses(vendor: Vendor, config: TuneConfig) -> list[float]:
     forward, parameters = unsplit_model(vendor, config)
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=train.weight_decay)
     lengths = [len(ids) for ids in token_ids]
+    order = secret_order(run_secret(Path(config.run) / "private", config.noise_seed), len(lengths))
     epochs = [
-        epoch_batches(lengths, batch_size=train.batch_size, seed=train.seed, epoch=e) for e in range(train.epochs)
+        epoch_batches(lengths, batch_size=train.batch_size, seed=train.seed, epoch=e, order=order)
+        for e in range(train.epochs)
     ]
     batches = [batch for epoch in epochs for batch in epoch]
     curve = []

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from veiltune.config import TuneConfig, load_config
-from veiltune.customer.batching import epoch_batches, micro_batches
+from veiltune.customer.batching import epoch_batches, micro_batches, secret_order
 from veiltune.customer.opening import JobCard, encode, make_releaser
 from veiltune.customer.outbox import Released
 from veiltune.customer.releasing import Releaser
@@ -134,14 +134,15 @@ def _check_released(audited: AuditedRun) -> None:
 
 def _step_order(audited: AuditedRun) -> dict[tuple[int, int], list[int]]:
     """Rows of each (step, micro-batch) of a trainable bottom, as the trainer drew them."""
-    train, order, step = audited.config.train, {}, 0
+    train, found, step = audited.config.train, {}, 0
+    lengths = [len(ids) for ids in audited.token_ids]
+    order = secret_order((audited.run.private / "secret").read_bytes(), len(lengths))
     for epoch in range(train.epochs):
-        lengths = [len(ids) for ids in audited.token_ids]
-        for batch in epoch_batches(lengths, batch_size=train.batch_size, seed=train.seed, epoch=epoch):
+        for batch in epoch_batches(lengths, batch_size=train.batch_size, seed=train.seed, epoch=epoch, order=order):
             for number, part in enumerate(micro_batches(batch, train.micro_batches)):
-                order[step, number] = part
+                found[step, number] = part
             step += 1
-    return order
+    return found
 
 
 def flat(texts: Sequence[Sequence[int]]) -> Tensor:

@@ -16,7 +16,9 @@ from veiltune.errors import ConfigError
 
 _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Threads = Annotated[int, Field(ge=0, le=1024)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]

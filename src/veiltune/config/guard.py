@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from veiltune.config.base import Address, Count, Device, Positive, Section
+from veiltune.config.base import Address, Count, Device, Positive, Section, Threads
 
 
 class ProtectSection(Section):
@@ -82,7 +82,7 @@ class GuardConfig(Section):
     """texts that are written at the same time"""
     batch_tokens: Count = 2048
     """positions in one pass over prompts"""
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Threads = 0
     """CPU threads; 0 = all"""
     device: Device = "cpu"
     """where the model computes: cpu, cuda or cuda:N"""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from veiltune.config.base import Count, Device, NonNegative, Positive, Section
+from veiltune.config.base import Count, Device, NonNegative, Positive, Section, Seed, Threads
 from veiltune.config.defences import Defences, DefencesSection
 
 #: Keys of `[train]` that only some methods read. A run's own file spells every default out, so defaults pass.
@@ -132,7 +132,7 @@ class FineTuningSection(Section):
     """share of the steps in which the learning rate rises"""
     weight_decay: NonNegative = 0.0
     """of AdamW"""
-    seed: int = 0
+    seed: Seed = 0
     """of initialisation and of the scores' bootstrap; never of sampling and noise"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """of matrix products; bf16 is faster where the hardware has it"""
@@ -146,7 +146,7 @@ class FineTuningSection(Section):
     """steps between looks at the evaluation table, perplexity or accuracy only; 0: at the end"""
     save_merged: bool = False
     """also write the whole model as a plain Hugging Face checkpoint"""
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Threads = 0
     """CPU threads; 0 = all"""
     device: Device = "cpu"
     """where the model computes: cpu, cuda or cuda:N"""
@@ -195,7 +195,7 @@ class TrainConfig(Section):
 
     run: str = "runs/train"
     """run folder"""
-    noise_seed: int | None = None
+    noise_seed: Seed | None = None
     """TESTS ONLY: whoever knows it can remove the noise; None draws from the operating system"""
     model: BaseModelSection
     """what to start from"""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from veiltune.config.base import Address, Count, NonNegative, Positive, Section, check_loopback
+from veiltune.config.base import Address, Count, NonNegative, Positive, Section, Seed, Threads, check_loopback
 
 
 class VendorSection(Section):
@@ -19,7 +19,7 @@ class VendorSection(Section):
     """enrolment folder with tenant.key, tenant.crt and ca.crt"""
     plaintext: bool = False
     """no TLS; possible only on the loopback interface"""
-    timeout_seconds: Positive = 120.0
+    timeout_seconds: Annotated[float, Field(gt=0, le=86_400)] = 120.0
     """for one call, after which it is sent again"""
 
     @model_validator(mode="after")
@@ -41,7 +41,7 @@ class ModelSection(Section):
 class SplitSection(Section):
     """Where the model is cut, and who holds which part."""
 
-    cut_layer: Annotated[int, Field(ge=0)]
+    cut_layer: Annotated[int, Field(ge=0, lt=2**31)]
     """blocks in the bottom; 0 = embeddings only"""
     cut_embeddings: Literal["word", "block"] = "word"
     """at cut_layer 0: release word embeddings, or what leaves the whole embeddings block"""
@@ -155,13 +155,13 @@ class TrainSection(Section):
     """of AdamW"""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.06
     """share of the steps in which the learning rate rises"""
-    seed: int = 0
-    """of initialisation, order and dropout; never of the noise"""
+    seed: Seed = 0
+    """of initialisation and dropout, known to the vendor; never of the noise"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """of matrix products, on both sides; bf16 is faster where the hardware has it"""
     checkpoint_every: Count = 50
     """steps between checkpoints"""
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Threads = 0
     """CPU threads; 0 = all"""
     customer_alone: bool = True
     """also train a small head on the bottom alone, so that the utility can be compared with sending nothing"""
@@ -180,7 +180,7 @@ class WireSection(Section):
 
     dtype: Literal["bf16", "fp32", "int8"] = "bf16"
     """rounding of representations, after the noise"""
-    pad_to: Annotated[int, Field(ge=0)] = 0
+    pad_to: Annotated[int, Field(ge=0, le=2**16)] = 0
     """lengths are rounded up to a multiple of this, so that they say less; 0 sends them as they are"""
 
 
@@ -189,7 +189,7 @@ class TuneConfig(Section):
 
     run: str = "runs/tune"
     """run folder"""
-    noise_seed: int | None = None
+    noise_seed: Seed | None = None
     """TESTS ONLY: whoever knows it can remove the noise; None draws from the operating system"""
     vendor: VendorSection
     """how to reach the vendor"""

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from veiltune.config.base import Address, Count, Device, Positive, Section, check_loopback
+from veiltune.config.base import Address, Count, Device, Positive, Section, Threads, check_loopback
 
 
 class VendorConfig(Section):
@@ -32,7 +32,7 @@ class VendorConfig(Section):
     """of one call"""
     norm_bound: Positive = 1e6
     """largest L2 norm of a token's representation that is accepted"""
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Threads = 0
     """CPU threads; 0 = all"""
     device: Device = "cpu"
     """where the model computes: cpu, cuda or cuda:N"""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from veiltune.csprng import SecureGenerator
 from veiltune.errors import DataError
 
 WINDOW_BATCHES = 50
@@ -32,8 +33,17 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], *, max_length: int, pad_t
     if pad_to:
         if tokenizer.pad_token_id is None:
             raise DataError("wire.pad_to needs a tokenizer with a padding token; set pad_to = 0")
-        encoded = [ids + [tokenizer.pad_token_id] * (-len(ids) % pad_to) for ids in encoded]
+        encoded = [ids + [tokenizer.pad_token_id] * (padded_length(len(ids), pad_to) - len(ids)) for ids in encoded]
     return encoded
+
+
+def padded_length(length: int, pad_to: int) -> int:
+    """`length` rounded up to a multiple of `pad_to`; itself for 0.
+
+    >>> padded_length(500, 16), padded_length(512, 16), padded_length(7, 0)
+    (512, 512, 7)
+    """
+    return -(-length // pad_to) * pad_to if pad_to else length
 
 
 def pad_ids(token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -44,14 +54,38 @@ def pad_ids(token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return padded, mask.long()
 
 
-def epoch_batches(lengths: Sequence[int], *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The batches of an epoch: every example once, neighbours in length together, order drawn from (seed, epoch).
+def secret_order(secret: bytes, count: int) -> list[int]:
+    """A permutation of `count` examples, drawn from a run's secret.
+
+    Guarantee:
+        Batches that are drawn over the examples in this order tell whoever lacks the secret nothing of their places in
+        the table, of labels, authors or dates by which it is sorted. Their lengths remain what they are.
+
+    Args:
+        secret: The run's 32 bytes.
+        count: Examples.
+    """
+    return [int(i) for i in SecureGenerator(secret).derive("order").uniform((count,)).argsort()]
+
+
+def epoch_batches(
+    lengths: Sequence[int], *, batch_size: int, seed: int, epoch: int, order: Sequence[int] | None = None
+) -> list[list[int]]:
+    """The batches of an epoch: every example once, neighbours in length together, shuffled by (seed, epoch).
+
+    Args:
+        lengths: Tokens of each example.
+        batch_size: Examples of a batch; the last may have fewer.
+        seed: Which the vendor knows.
+        epoch: Counted from 0.
+        order: What is shuffled, a permutation of the examples: a `secret_order` where the vendor sees the batches. None
+            for the table's own.
 
     >>> epoch_batches([3, 9, 4, 8], batch_size=2, seed=0, epoch=0)
     [[1, 3], [2, 0]]
     """
     rng = random.Random(f"{seed}/{epoch}")
-    order = list(range(len(lengths)))
+    order = list(range(len(lengths)) if order is None else order)
     rng.shuffle(order)
     window = batch_size * WINDOW_BATCHES
     batches: list[list[int]] = []

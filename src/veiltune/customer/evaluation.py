@@ -30,7 +30,7 @@ def predict_logits(
     lengths = {key: len(ids) for key, ids in zip(keys, token_ids, strict=True)}
     order = sorted(lengths, key=lambda key: (lengths[key], key))
     answers: dict[bytes, Tensor] = {}
-    for batch in pieces(order, [lengths[key] for key in order], TOKENS_PER_CALL):
+    for batch in pieces(order, [lengths[key] for key in order], min(TOKENS_PER_CALL, releaser.tokens_per_frame)):
         released = releaser.outbox.get(batch)
         releaser.sent(batch, released.lengths)
         outputs = job.predict(ragged(released.values, released.scales, released.lengths))

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from veiltune.config import TuneConfig
-from veiltune.customer.batching import encode_texts
+from veiltune.customer.batching import encode_texts, padded_length
 from veiltune.customer.outbox import Outbox
 from veiltune.customer.protection import privatizer_for, reference_norm
 from veiltune.customer.releasing import Releaser
 from veiltune.customer.remote import VendorClient
 from veiltune.dp.plan import DPPlan
-from veiltune.errors import DataError
+from veiltune.errors import ConfigError, DataError
 from veiltune.models.adapters import attach_peft, trainable_parameters
 from veiltune.models.bundle import Bundle, read_bundle
 from veiltune.models.families import longest_sequence
@@ -29,7 +29,7 @@ from veiltune.privatize.importance import ContributingTokens
 from veiltune.privatize.release import ReleaseLedger
 from veiltune.runs import RunFolder, atomic_write_bytes
 from veiltune.wire import veiltune_pb2 as pb
-from veiltune.wire.codec import PROTOCOL, WIRE_DTYPES
+from veiltune.wire.codec import MAX_PADDED_TOKENS, PROTOCOL, WIRE_DTYPES
 
 NORM_SLACK = 20.0  # the vendor refuses tokens longer than this many times what clean text plus noise should have
 
@@ -124,6 +124,25 @@ def encode(config: TuneConfig, bundle: Bundle, texts: Sequence[str]) -> list[lis
     return encoded
 
 
+def check_calls(config: TuneConfig, releaser: Releaser, token_ids: Sequence[Sequence[int]]) -> None:
+    """Refuses micro-batches that the vendor could not take, before anything is sent.
+
+    Raises:
+        ConfigError: If the longest texts, in one call, pass the limit; says how many calls are enough.
+    """
+    train, longest = config.train, max(map(len, token_ids))
+    room = MAX_PADDED_TOKENS if config.split.bottom == "frozen" else min(MAX_PADDED_TOKENS, releaser.tokens_per_frame)
+    fitting = room // longest
+    if not fitting:
+        raise ConfigError(f"a text of {longest} tokens is more than one call can carry; lower data.max_length")
+    if -(-train.batch_size // train.micro_batches) > fitting:
+        raise ConfigError(
+            f"train.batch_size {train.batch_size} in {train.micro_batches} micro_batches sends up to "
+            f"{-(-train.batch_size // train.micro_batches)} texts of {longest} tokens in a call, {fitting} fit; set "
+            f"train.micro_batches = {-(-train.batch_size // fitting)}"
+        )
+
+
 def local_optimizer(config: TuneConfig, bundle: Bundle) -> ResumableAdamW:
     """What trains at the customer: the bottom unless it is frozen, the head in the U-shape. Possibly nothing."""
     parts: dict[str, nn.Module] = {}
@@ -148,6 +167,11 @@ def local_optimizer(config: TuneConfig, bundle: Bundle) -> ResumableAdamW:
     return ResumableAdamW(parameters, weight_decay=config.train.weight_decay)
 
 
+def output_size(config: TuneConfig, bundle: Bundle, *, num_labels: int) -> int:
+    """Columns of what the vendor answers: classes, or the hidden size where the head is here."""
+    return num_labels if config.split.head == "vendor" else bundle.bottom.hidden_size
+
+
 def job_spec(config: TuneConfig, releaser: Releaser, plan: DPPlan | None, *, num_labels: int) -> pb.JobSpec:
     """What the vendor is told of the job: shapes, method, seeds; nothing of the data but the number of classes."""
     train, strength = config.train, releaser.privatizer.strength
@@ -169,7 +193,7 @@ def job_spec(config: TuneConfig, releaser: Releaser, plan: DPPlan | None, *, num
         seed=train.seed,
         wire_dtype=WIRE_DTYPES[config.wire.dtype],
         norm_bound=NORM_SLACK * (reference + noise),
-        max_tokens=config.data.max_length + config.wire.pad_to,
+        max_tokens=padded_length(config.data.max_length, config.wire.pad_to),
         precision=train.precision,
         clip_norm=plan.clip_norm if plan else 0.0,
         noise_multiplier=plan.noise_multiplier if plan else 0.0,

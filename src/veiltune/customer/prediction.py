@@ -11,7 +11,15 @@ from torch import Tensor
 
 from veiltune.config import TuneConfig, load_config
 from veiltune.customer.evaluation import predict_logits
-from veiltune.customer.opening import JobCard, connect, encode, fetch_bundle, local_optimizer, make_releaser
+from veiltune.customer.opening import (
+    JobCard,
+    connect,
+    encode,
+    fetch_bundle,
+    local_optimizer,
+    make_releaser,
+    output_size,
+)
 from veiltune.customer.protection import run_secret, statement
 from veiltune.customer.remote import RemoteJob
 from veiltune.customer.reporting import Reporter
@@ -39,6 +47,10 @@ def predict(
 
     Returns:
         The number of predictions.
+
+    Raises:
+        InputError: If the run is not finished, or the table or the output cannot be used.
+        RunInUseError: If another process is at this run.
     """
     run = RunFolder(run_path)
     if not (run.path / "summary.json").exists():
@@ -57,6 +69,7 @@ def predict(
 
 def _predict(config: TuneConfig, run: RunFolder, card: JobCard, texts: Sequence[str], reporter: Reporter) -> Tensor:
     with contextlib.ExitStack() as stack:
+        stack.enter_context(run.held())
         stack.enter_context(storage_errors(run.path))
         client = stack.enter_context(contextlib.closing(connect(config)))
         secret = run_secret(run.private, config.noise_seed)
@@ -69,10 +82,19 @@ def _predict(config: TuneConfig, run: RunFolder, card: JobCard, texts: Sequence[
         )
         token_ids = encode(config, bundle, texts)
         reporter.phase("predict", len(token_ids))
-        job = RemoteJob(client, card.job, next_seq=0)
+        job = RemoteJob(
+            client, card.job, next_seq=0, output_size=output_size(config, bundle, num_labels=len(card.labels))
+        )
         logits = predict_logits(job, releaser, bundle.head, token_ids, part="inference", progress=reporter.advance)
         totals = releaser.ledger.totals()
-        finished = run.read_json("privacy.json").get("finished_model")
-        content = statement(config, releaser.privatizer, totals, finished, num_classes=len(card.labels))
+        before = run.read_json("privacy.json")
+        content = statement(
+            config,
+            releaser.privatizer,
+            totals,
+            finished_model=before.get("finished_model"),
+            long_tokens=before["representations"].get("share_of_tokens_with_less_than_a_third_of_the_noise"),
+            num_classes=len(card.labels),
+        )
         run.write_json("privacy.json", content)
         return logits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -38,6 +38,9 @@ CALIBRATION_TEXTS = (
     "The soup needs more salt and a little bit of lemon juice.",
     "She asked whether the meeting could be moved to Thursday.",
 )
+LONG_NORM = 3.0  # times the reference norm; a token that long has less than a third of the noise asked for
+MOST_LONG_TOKENS = 1 / 3
+NORM_TEXTS, NORM_BATCH = 256, 32
 
 
 def run_secret(private: Path, noise_seed: int | None) -> bytes:
@@ -56,6 +59,49 @@ def reference_norm(bundle: Bundle) -> float:
     ids, mask = pad_ids(token_ids)
     norms = bundle.bottom.eval()(ids, mask).float().norm(dim=-1)
     return float(norms[mask.bool()].mean())
+
+
+@torch.no_grad()
+def long_token_share(
+    clean: Callable[[Sequence[Sequence[int]]], Tensor],
+    token_ids: Sequence[Sequence[int]],
+    *,
+    special_ids: Collection[int],
+    reference_norm: float,
+) -> float:
+    """Share of tokens whose clean vector is more than `LONG_NORM` reference norms long, special tokens left out.
+
+    The vendor sends the bottom that the reference norm is measured with, so what is measured on public sentences is
+    held against the customer's own. Models have such tokens of themselves (attention sinks, in SmolLM2 up to 6 %).
+
+    Args:
+        clean: Sequences -> (N, H), one after the other.
+        token_ids: Own sequences.
+        special_ids: Token ids that are no secret.
+        reference_norm: Of public sentences.
+    """
+    special, long, count = torch.tensor(sorted(special_ids)), 0, 0
+    ordered = sorted(token_ids, key=len)
+    for start in range(0, len(ordered), NORM_BATCH):
+        batch = ordered[start : start + NORM_BATCH]
+        own = ~torch.isin(torch.tensor([token for ids in batch for token in ids]), special)
+        norms = clean(batch).norm(dim=-1)[own]
+        long, count = long + int((norms > LONG_NORM * reference_norm).sum()), count + len(norms)
+    return long / max(count, 1)
+
+
+def check_long_tokens(config: TuneConfig, share: float) -> None:
+    """Refuses a bottom that makes a strength that is relative to public sentences mean little for the own text.
+
+    Raises:
+        PrivacyError: If more than `MOST_LONG_TOKENS` of the tokens are long.
+    """
+    if config.privacy.eta is None and config.privacy.mechanism != "none" and share > MOST_LONG_TOKENS:
+        raise PrivacyError(
+            f"the vendor's bottom makes {share:.0%} of your tokens more than {LONG_NORM:g} times as long as the public "
+            "sentences that the noise is measured on: they would have less than a third of the noise asked for; use "
+            "another model or cut_layer, or give the noise as privacy.eta"
+        )
 
 
 def privatizer_for(config: TuneConfig, *, dim: int, reference_norm: float) -> Privatizer:
@@ -144,7 +190,13 @@ def contributing_tokens(
 
 
 def statement(
-    config: TuneConfig, privatizer: Privatizer, totals: LedgerTotals, finished_model: object, *, num_classes: int
+    config: TuneConfig,
+    privatizer: Privatizer,
+    totals: LedgerTotals,
+    *,
+    finished_model: object,
+    long_tokens: object,
+    num_classes: int,
 ) -> dict[str, object]:
     """privacy.json: what was released how often, what that is claimed to protect, and what it does not."""
     frozen = config.split.bottom == "frozen"
@@ -159,6 +211,7 @@ def statement(
             "releases": totals.releases,
             "max_releases_per_example": totals.max_releases_per_example,
             "tokens": totals.tokens,
+            "share_of_tokens_with_less_than_a_third_of_the_noise": long_tokens,
             "bottom": config.split.bottom,
             "replay": "each text once, the same bytes ever after"
             if frozen

@@ -24,7 +24,7 @@ from veiltune.privatize.mechanisms import Privatizer
 from veiltune.privatize.release import ReleaseLedger, release_key
 from veiltune.randomness import SecureGenerator
 from veiltune.wire import veiltune_pb2 as pb
-from veiltune.wire.codec import to_wire, unpad
+from veiltune.wire.codec import MAX_FRAME_BYTES, to_wire, token_bytes, unpad
 
 SHARD_BYTES = 4 * 2**20
 TOKENS_PER_PASS = 4096
@@ -53,6 +53,11 @@ class Releaser:
         self._secret, self._wire_dtype, self._autocast = secret, wire_dtype, autocast
         self._generator = SecureGenerator(secret)
         self.num_releases = ledger.totals().releases
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens whose vectors fill half of the largest frame."""
+        return max(1, MAX_FRAME_BYTES // 2 // token_bytes(self.bottom.hidden_size, self._wire_dtype))
 
     def close(self) -> None:
         """Closes ledger and outbox."""
@@ -138,18 +143,18 @@ class Releaser:
 
 
 def pieces(items: Sequence[Item], sizes: Sequence[int], limit: int) -> Iterator[list[Item]]:
-    """Cuts a list where the sizes of a piece would pass the limit; a single item may.
+    """Cuts a list where a piece, padded to its largest item, would pass the limit; a single item may.
 
     >>> list(pieces(["a", "b", "c"], [2, 2, 9], 4))
     [['a', 'b'], ['c']]
     """
     piece: list[Item] = []
-    total = 0
+    largest = 0
     for item, size in zip(items, sizes, strict=True):
-        if piece and total + size > limit:
+        if piece and (len(piece) + 1) * max(largest, size) > limit:
             yield piece
-            piece, total = [], 0
+            piece, largest = [], 0
         piece.append(item)
-        total += size
+        largest = max(largest, size)
     if piece:
         yield piece

@@ -138,10 +138,17 @@ class PendingCall:
 
 
 class RemoteJob:
-    """One job at the vendor: every call that changes it gets the next number."""
+    """One job at the vendor: every call that changes it gets the next number.
 
-    def __init__(self, client: VendorClient, job: str, *, next_seq: int) -> None:
-        self.client, self.job = client, job
+    Args:
+        client: The connection.
+        job: The vendor's name of the job.
+        next_seq: The number of the next call.
+        output_size: Columns that outputs must have: classes, or the hidden size where the head is the customer's.
+    """
+
+    def __init__(self, client: VendorClient, job: str, *, next_seq: int, output_size: int) -> None:
+        self.client, self.job, self.output_size = client, job, output_size
         self._next_seq = next_seq
         self._unconfirmed: list[PendingCall] = []
 
@@ -196,7 +203,7 @@ class RemoteJob:
     def predict(self, released: pb.Ragged) -> Tensor:
         """(B, C) outputs for released representations, without training."""
         reply = self.client.call("Predict", pb.PredictRequest(job=self.job, representations=released))
-        return decode_tensor(reply.outputs, expected=(len(released.lengths), None))
+        return decode_tensor(reply.outputs, expected=(len(released.lengths), self.output_size))
 
     def _seq(self) -> int:
         self._next_seq += 1
@@ -234,7 +241,7 @@ class RemoteTop(torch.autograd.Function):
     def forward(ctx: Any, source: Tensor, pending: PendingForward) -> Tensor:
         """Awaits the vendor's outputs (B, C)."""
         ctx.pending, ctx.source_shape = pending, source.shape
-        return decode_tensor(pending.call.result().outputs, expected=(pending.size, None))
+        return decode_tensor(pending.call.result().outputs, expected=(pending.size, pending.job.output_size))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:

@@ -18,10 +18,29 @@ from torch import Tensor
 
 from veiltune.config import TuneConfig, dump_toml
 from veiltune.customer.baseline import customer_alone_utility
+from veiltune.customer.batching import secret_order
 from veiltune.customer.evaluation import accuracy, predict_logits
 from veiltune.customer.model_privacy import model_plan, model_statement
-from veiltune.customer.opening import JobCard, connect, encode, fetch_bundle, job_spec, local_optimizer, make_releaser
-from veiltune.customer.protection import contributing_tokens, protect_labels, run_secret, statement
+from veiltune.customer.opening import (
+    JobCard,
+    check_calls,
+    connect,
+    encode,
+    fetch_bundle,
+    job_spec,
+    local_optimizer,
+    make_releaser,
+    output_size,
+)
+from veiltune.customer.protection import (
+    NORM_TEXTS,
+    check_long_tokens,
+    contributing_tokens,
+    long_token_share,
+    protect_labels,
+    run_secret,
+    statement,
+)
 from veiltune.customer.releasing import Releaser
 from veiltune.customer.remote import JobRewoundError, RemoteJob, VendorClient, ragged
 from veiltune.customer.reporting import Reporter
@@ -122,6 +141,9 @@ class _Session:
         self.releaser: Releaser = make_releaser(config, self.bundle, run, self.secret)
         self.local: ResumableAdamW = local_optimizer(config, self.bundle)
         self.data = self._encode()
+        check_calls(config, self.releaser, self.data.train_ids)
+        self.order = secret_order(self.secret, len(self.data.keys))
+        self.long_tokens = self._long_tokens()
         self.card = self._card()
         self.seconds_training = 0.0
         self.examples_trained = 0
@@ -165,6 +187,19 @@ class _Session:
             self.label_set.encode(self.eval_table.labels or []),
             [self.releaser.key(sequence) for sequence in train_ids],
         )
+
+    def _long_tokens(self) -> float | None:
+        """The share of tokens that the noise hides less than asked for, on a sample; refuses a bottom made for that."""
+        if self.releaser.privatizer.strength is None:
+            return None
+        share = long_token_share(
+            self.releaser.clean,
+            [self.data.train_ids[i] for i in self.order[:NORM_TEXTS]],
+            special_ids=self.bundle.tokenizer.all_special_ids,
+            reference_norm=self.releaser.reference_norm,
+        )
+        check_long_tokens(self.config, share)
+        return share
 
     def _card(self) -> JobCard:
         """The run's card; a run folder goes on only with the data that it began with."""
@@ -214,7 +249,8 @@ class _Session:
         """
         for attempt in range(MAX_REOPENINGS):
             opened = self._open()
-            job = RemoteJob(self.client, opened.job, next_seq=opened.next_seq)
+            columns = output_size(self.config, self.bundle, num_labels=len(self.label_set))
+            job = RemoteJob(self.client, opened.job, next_seq=opened.next_seq, output_size=columns)
             try:
                 self._train(self._trainer(job, protected, flips), opened, stop)
                 busy = self.client.call("Status", pb.StatusRequest(job=job.job)).busy_seconds
@@ -270,6 +306,7 @@ class _Session:
                 token_ids=self.data.train_ids,
                 labels=protected,
                 rows=[position[key] for key in self.data.keys] if frozen else None,
+                order=self.order,
             ),
             schedule=Schedule(
                 epochs=train.epochs,
@@ -348,7 +385,14 @@ class _Session:
         totals = self.releaser.ledger.totals()
         classes = len(self.label_set)
         finished = model_statement(self.plan, seeded=self.config.noise_seed is not None)
-        content = statement(self.config, self.releaser.privatizer, totals, finished, num_classes=classes)
+        content = statement(
+            self.config,
+            self.releaser.privatizer,
+            totals,
+            finished_model=finished,
+            long_tokens=self.long_tokens,
+            num_classes=classes,
+        )
         self.run.write_json("privacy.json", content)
 
     def _checkpoints(self) -> Path:

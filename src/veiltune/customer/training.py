@@ -50,6 +50,7 @@ class Examples:
     token_ids: Sequence[Sequence[int]]
     labels: Sequence[int]  # protected already
     rows: Sequence[int] | None  # positions in the upload; None if the bottom trains
+    order: Sequence[int]  # in which they are drawn from; secret, or batches tell the vendor their places in the table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ class PoissonBatches:
         self._sampler = plan.sampler(SecureGenerator(secret).derive("poisson"))
 
     def draw(self, step: int) -> list[int]:
-        """Positions in the training table; may be empty."""
+        """Places in the examples' order; may be empty."""
         return [int(index) for index in self._sampler.draw(step)]
 
 
@@ -170,11 +171,16 @@ class Trainer:
         step = self._local.step
         if self._poisson:
             for later in range(step, self.total_steps):
-                yield later, sorted(self._poisson.draw(later), key=lambda i: -self._lengths[i])
+                drawn = [self.examples.order[place] for place in self._poisson.draw(later)]
+                yield later, sorted(drawn, key=lambda i: -self._lengths[i])
             return
         for epoch in range(step // self._per_epoch, self.schedule.epochs):
             batches = epoch_batches(
-                self._lengths, batch_size=self.schedule.batch_size, seed=self.schedule.seed, epoch=epoch
+                self._lengths,
+                batch_size=self.schedule.batch_size,
+                seed=self.schedule.seed,
+                epoch=epoch,
+                order=self.examples.order,
             )
             for batch in batches[step - epoch * self._per_epoch :]:
                 yield step, batch

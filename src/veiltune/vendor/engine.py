@@ -26,6 +26,10 @@ METHODS = ("lora", "bitfit", "adapter", "none")
 MAX_LABELS = 10_000
 
 
+class JobNotOpenError(ProtocolError):
+    """A call that trains, for a job that is finished or that this process has not opened."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What one tenant may ask for."""
@@ -45,6 +49,7 @@ class RunningJob:
     tenant: str
     slot: Slot
     upload: Upload
+    finished: bool  # here for predictions only
 
 
 class LocalEngine:
@@ -60,7 +65,7 @@ class LocalEngine:
         check_spec(spec, self.base, self.limits)
         if not 16 <= len(request.key) <= 64:
             raise ProtocolError(f"the job key must have 16 to 64 characters, got {len(request.key)}")
-        job, _ = self.jobs.open(
+        job = self.jobs.open(
             tenant=tenant,
             key=request.key,
             spec=spec.SerializeToString(deterministic=True),
@@ -69,7 +74,7 @@ class LocalEngine:
         )
         if job.state == "ERASED":
             raise VendorRefusedError("the job was erased; start a new run")
-        known = self._load(job.id, tenant, spec)
+        known = self._load(job.id, tenant, spec, finished=False)
         self._rewind(job.id, known.slot, set(request.customer_checkpoints))
         trainable, total = known.slot.num_parameters
         return pb.OpenJobReply(
@@ -88,13 +93,24 @@ class LocalEngine:
         return known is not None and known.tenant == tenant
 
     def running(self, tenant: str, job_id: str) -> RunningJob:
-        """The tenant's job, loaded if this process has not served it yet (it then stands at its last checkpoint)."""
+        """The tenant's job in training.
+
+        Raises:
+            JobNotOpenError: If it is finished.
+        """
+        job = self.loaded(tenant, job_id)
+        if job.finished:
+            raise JobNotOpenError("the job is finished; open it again")
+        return job
+
+    def loaded(self, tenant: str, job_id: str) -> RunningJob:
+        """The tenant's job, finished or not; one that this process has not served yet stands at its last checkpoint."""
         if self.serves(tenant, job_id):
             return self._running[job_id]
         job = self.jobs.get(tenant=tenant, job_id=job_id)
         if job.state == "ERASED":
             raise VendorRefusedError("the job was erased")
-        known = self._load(job_id, tenant, pb.JobSpec.FromString(job.spec))
+        known = self._load(job_id, tenant, pb.JobSpec.FromString(job.spec), finished=job.state == "FINISHED")
         steps = self.jobs.checkpoints(job_id)
         if steps:
             known.slot.restore(self.blobs.get(_checkpoint_name(job_id, steps[-1])))
@@ -150,11 +166,19 @@ class LocalEngine:
             self.write_bottom(request, root)
             return [(path.name, path.read_bytes()) for path in sorted(root.iterdir())]
 
-    def _load(self, job_id: str, tenant: str, spec: pb.JobSpec) -> RunningJob:
+    def _load(self, job_id: str, tenant: str, spec: pb.JobSpec, *, finished: bool) -> RunningJob:
         if job_id not in self._running:
+            self._make_room(tenant)
             upload = Upload(job_id, jobs=self.jobs, blobs=self.blobs)
-            self._running[job_id] = RunningJob(tenant, Slot(self.base, spec), upload)
+            self._running[job_id] = RunningJob(tenant, Slot(self.base, spec), upload, finished)
+        self._running[job_id].finished = finished
         return self._running[job_id]
+
+    def _make_room(self, tenant: str) -> None:
+        """Drops the tenant's finished jobs that came first, so that he has no more in memory than he may have open."""
+        finished = [job_id for job_id, job in self._running.items() if job.tenant == tenant and job.finished]
+        for job_id in finished[: max(0, len(finished) - self.limits.max_jobs + 1)]:
+            self.forget(job_id)
 
     def _rewind(self, job_id: str, slot: Slot, customer: set[int]) -> None:
         common = customer & set(self.jobs.checkpoints(job_id))

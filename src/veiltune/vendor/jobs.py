@@ -46,8 +46,8 @@ class JobStore:
         """Releases the database."""
         self._engine.dispose()
 
-    def open(self, *, tenant: str, key: str, spec: bytes, base_digest: str, max_jobs: int) -> tuple[Job, bool]:
-        """Finds the tenant's job of that key or creates it; returns it and whether it is new.
+    def open(self, *, tenant: str, key: str, spec: bytes, base_digest: str, max_jobs: int) -> Job:
+        """Finds the tenant's job of that key or creates it. A finished one is running again; an erased one is not.
 
         Raises:
             ProtocolError: If the key was used for another spec or another base model.
@@ -55,9 +55,12 @@ class JobStore:
         """
         with self._transaction() as session:
             job = session.scalar(select(Job).where(Job.tenant == tenant, Job.key == key))
-            if job is not None:
-                _check_same(job, spec, base_digest)
-                return job, False
+            if job is None:
+                job = Job(id=secrets.token_hex(8), tenant=tenant, key=key, spec=spec, base_digest=base_digest, state="")
+                session.add(job)
+            _check_same(job, spec, base_digest)
+            if job.state in ("RUNNING", "ERASED"):
+                return job
             unfinished = session.scalar(
                 select(func.count()).select_from(Job).where(Job.tenant == tenant, Job.state == "RUNNING")
             )
@@ -65,12 +68,9 @@ class JobStore:
                 raise VendorRefusedError(
                     f"tenant has {unfinished} unfinished jobs, the limit is {max_jobs}; finish one with `veiltune tune`"
                 )
-            job = Job(
-                id=secrets.token_hex(8), tenant=tenant, key=key, spec=spec, base_digest=base_digest, state="RUNNING"
-            )
-            session.add(job)
+            job.state = "RUNNING"
             session.add(Audit(tenant=tenant, action="open", job_id=job.id))
-            return job, True
+            return job
 
     def get(self, *, tenant: str, job_id: str) -> Job:
         """The tenant's own job.

@@ -51,6 +51,11 @@ class Sequencer(Generic[Reply]):
         """
         return await asyncio.shield(self._run(seq, payload_hash, work))
 
+    def keep_last(self) -> None:
+        """Forgets all answers but the last."""
+        while len(self._answers) > 1:
+            self._answers.popitem(last=False)
+
     async def _run(self, seq: int, payload_hash: bytes, work: Callable[[], Awaitable[Reply]]) -> Reply:
         self.waiting += 1
         try:

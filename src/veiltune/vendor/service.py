@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ import grpc
 from google.protobuf.message import Message
 
 from veiltune.errors import InputError, ProtocolError, StorageError, VeiltuneError, VendorRefusedError
-from veiltune.vendor.engine import LocalEngine
+from veiltune.vendor.engine import JobNotOpenError, LocalEngine
 from veiltune.vendor.jobs import CallRecord
 from veiltune.vendor.sequencer import SeqGapError, Sequencer, UsedSeqError
 from veiltune.vendor.slots import StepMismatchError
@@ -26,13 +27,10 @@ from veiltune.wire.codec import check_lengths, decode_raw, decode_tensor, encode
 
 log = logging.getLogger("veiltune.vendor")
 CHUNK_BYTES = 2**20
+CLOSED_REMEMBERED = 64  # jobs whose last answer can be asked for again
 LOOPBACK_TENANT = "loopback"
 
 T = TypeVar("T")
-
-
-class JobNotOpenError(ProtocolError):
-    """A numbered call for a job that this process has not opened: what came before it is lost."""
 
 
 _STATUS: list[tuple[type[Exception], grpc.StatusCode]] = [
@@ -55,6 +53,7 @@ class VendorService(rpc.VendorServicer):
         self._engine = engine
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._sequencers: dict[str, Sequencer[Any]] = {}
+        self._closed: OrderedDict[str, None] = OrderedDict()
         self._unrecorded: dict[str, list[CallRecord]] = {}
 
     async def OpenJob(self, request: pb.OpenJobRequest, context: Any) -> pb.OpenJobReply:
@@ -66,6 +65,7 @@ class VendorService(rpc.VendorServicer):
             known = self._sequencers.get(reply.job)
             reply.next_seq = max(reply.next_seq, known.next_seq if known else 0)
             self._sequencers[reply.job] = Sequencer(reply.next_seq)
+            self._closed.pop(reply.job, None)
             log.info("job %s of tenant %s: opened at step %d", reply.job, tenant, reply.step)
             return reply
 
@@ -131,7 +131,7 @@ class VendorService(rpc.VendorServicer):
         async def work() -> pb.StatusReply:
             tenant = tenant_of(context)
             job = self._engine.jobs.get(tenant=tenant, job_id=request.job)
-            running = await self._in_worker(lambda: self._engine.running(tenant, request.job))
+            running = await self._in_worker(lambda: self._engine.loaded(tenant, request.job))
             sequencer = self._sequencers.get(request.job)
             return pb.StatusReply(
                 state=job.state,
@@ -153,7 +153,18 @@ class VendorService(rpc.VendorServicer):
             log.info("job %s of tenant %s: %s", request.job, tenant, state.lower())
             return pb.CloseReply(state=state)
 
-        return await self._sequenced(context, "close", request, work)
+        reply = await self._sequenced(context, "close", request, work)
+        self._retire(request.job)
+        return reply
+
+    def _retire(self, job_id: str) -> None:
+        """Lets go of a closed job's answers but the last, and of the job that was closed long ago."""
+        if job_id in self._sequencers:
+            self._sequencers[job_id].keep_last()
+            self._closed[job_id] = None
+            self._closed.move_to_end(job_id)
+        while len(self._closed) > CLOSED_REMEMBERED:
+            self._sequencers.pop(self._closed.popitem(last=False)[0], None)
 
     def _store_chunk(self, tenant: str, chunk: pb.UploadChunk) -> int:
         job = self._engine.running(tenant, chunk.job)
@@ -190,7 +201,7 @@ class VendorService(rpc.VendorServicer):
         return pb.BackwardReply(cut_gradients=encode_tensor(cut, dtype))
 
     def _predict(self, tenant: str, request: pb.PredictRequest) -> pb.PredictReply:
-        slot = self._engine.running(tenant, request.job).slot
+        slot = self._engine.loaded(tenant, request.job).slot
         outputs = slot.predict(*self._checked_ragged(request.representations, slot.spec))
         return pb.PredictReply(outputs=encode_tensor(outputs))
 
@@ -205,7 +216,7 @@ class VendorService(rpc.VendorServicer):
         async def ordered() -> T:
             tenant = tenant_of(context)
             if not self._engine.serves(tenant, request.job):  # refuses strangers before they get a turn
-                await self._in_worker(lambda: self._engine.running(tenant, request.job))
+                await self._in_worker(lambda: self._engine.loaded(tenant, request.job))
             payload_hash = _hash(request)
 
             def carry_out() -> T:

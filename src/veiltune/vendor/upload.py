@@ -10,6 +10,7 @@ from torch import Tensor
 from veiltune.errors import ProtocolError
 from veiltune.vendor.jobs import JobStore
 from veiltune.vendor.store import BlobStore
+from veiltune.wire.codec import check_padded
 
 
 class Upload:
@@ -50,14 +51,20 @@ class Upload:
         return len(self)
 
     def gather(self, rows: Sequence[int]) -> tuple[Tensor, list[int]]:
-        """The (N, H) float32 vectors of some rows, one after the other, and their lengths."""
+        """The (N, H) float32 vectors of some rows, one after the other, and their lengths.
+
+        Raises:
+            ProtocolError: If there is no such row, or more rows than a call may have.
+        """
         if not rows:
             raise ProtocolError("a batch needs at least one row, got none")
         if max(rows) >= len(self):
             raise ProtocolError(f"rows must be below {len(self)}, got {max(rows)}")
         picked = [self._rows[row] for row in rows]
+        lengths = [len(v) for v, _ in picked]
+        check_padded(lengths)  # a row may be named more than once
         values = torch.cat([v.float() if s is None else v.float() * s.unsqueeze(-1) for v, s in picked])
-        return values, [len(v) for v, _ in picked]
+        return values, lengths
 
     def _take(self, piece: dict[str, Tensor]) -> None:
         lengths = piece["lengths"].tolist()

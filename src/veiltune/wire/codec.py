@@ -19,6 +19,7 @@ from veiltune.wire import veiltune_pb2 as pb
 PROTOCOL = 1
 MAX_DIMENSIONS = 3
 MAX_FRAME_BYTES = 64 * 2**20
+MAX_PADDED_TOKENS = 2**16  # of the examples of one call, each counted as long as the longest
 WIRE_DTYPES = {
     "fp32": pb.DTYPE_FLOAT32,
     "bf16": pb.DTYPE_BFLOAT16,
@@ -43,6 +44,11 @@ def encode_tensor(tensor: Tensor, dtype: pb.DType = pb.DTYPE_FLOAT32) -> pb.Tens
         The message; `decode_tensor` gives the tensor back up to that rounding.
     """
     return encode_raw(*to_wire(tensor, dtype))
+
+
+def token_bytes(hidden_size: int, dtype: pb.DType) -> int:
+    """Bytes that a token's vector takes on the wire."""
+    return hidden_size * _ITEM_BYTES[dtype] + (4 if dtype == pb.DTYPE_INT8_PER_TOKEN else 0)
 
 
 def to_wire(tensor: Tensor, dtype: pb.DType) -> tuple[Tensor, Tensor | None]:
@@ -127,8 +133,23 @@ def check_lengths(message: pb.Ragged, *, max_tokens: int) -> list[int]:
     return lengths
 
 
+def check_padded(lengths: Sequence[int]) -> None:
+    """Refuses examples that would take more than `MAX_PADDED_TOKENS` when padded to the longest of them."""
+    padded = len(lengths) * max(lengths)
+    if padded > MAX_PADDED_TOKENS:
+        raise ProtocolError(
+            f"{len(lengths)} examples padded to {max(lengths)} tokens are {padded} tokens, "
+            f"a call may have {MAX_PADDED_TOKENS}; send it in more micro-batches"
+        )
+
+
 def pad_ragged(values: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """(N, H) and B lengths -> (B, T, H) padded on the right with zeros, and the (B, T) attention mask."""
+    """(N, H) and B lengths -> (B, T, H) padded on the right with zeros, and the (B, T) attention mask.
+
+    Raises:
+        ProtocolError: If that is more than `MAX_PADDED_TOKENS`.
+    """
+    check_padded(lengths)
     padded = torch.nn.utils.rnn.pad_sequence(list(values.split(list(lengths))), batch_first=True)
     mask = torch.arange(padded.shape[1]) < torch.tensor(list(lengths)).unsqueeze(1)
     return padded, mask.long()
