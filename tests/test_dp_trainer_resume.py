@@ -174,9 +174,11 @@ def based_on(seed: int, method: str = "lora") -> Any:
 def test_resumed_on_another_base_model_is_refused(method: str, tmp_path: Path) -> None:
     first = trainer(tmp_path, based_on(0, method), args={"save_strategy": "steps", "save_steps": 2})
     first.train()
-    for other in (based_on(7, method), model("bitfit")):
+    reset = based_on(0, method)
+    reset.config.layer_norm_epsilon = 0.1
+    for other in (based_on(7, method), model("bitfit"), reset):
         before = weights(other)
-        with pytest.raises(PrivacyError, match="another frozen model"):
+        with pytest.raises(PrivacyError, match="another frozen model or settings"):
             trainer(tmp_path, other).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
         assert not moved(before, other)
     first.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))  # has trained, which is no difference

@@ -258,9 +258,20 @@ def test_changed_data_are_refused(stopped: Callable[..., TrainConfig]) -> None:
         train(config)
 
 
-def test_a_changed_model_is_refused(stopped: Callable[..., TrainConfig], tiny_folder: Path) -> None:
-    tiny_model("bert", "base", seed=5).save_pretrained(tiny_folder)
-    with pytest.raises(PrivacyError, match="base model has changed"):
+@pytest.mark.parametrize("what", ["weights", "configuration", "tokenizer"])
+def test_a_changed_model_is_refused(stopped: Callable[..., TrainConfig], tiny_folder: Path, what: str) -> None:
+    if what == "weights":
+        tiny_model("bert", "base", seed=5).save_pretrained(tiny_folder)
+    else:
+        path = tiny_folder / ("config.json" if what == "configuration" else "tokenizer.json")
+        content = json.loads(path.read_text())
+        if what == "configuration":
+            content["layer_norm_eps"] = 0.1
+        else:
+            words = content["model"]["vocab"]
+            words["a"], words["b"] = words["b"], words["a"]
+        path.write_text(json.dumps(content))
+    with pytest.raises(PrivacyError, match=r"base model .* has changed"):
         train(stopped())
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +27,7 @@ from veiltune.errors import InputError, UnsupportedModelError
 from veiltune.models.adapters import attach_peft
 from veiltune.models.dropout import dropout_rates
 from veiltune.models.families import family_of, longest_sequence
-from veiltune.models.loading import BaseModel, classifier_model, load_base, name_classes, pad_id_of
+from veiltune.models.loading import BaseModel, classifier_model, load_base, name_classes, pad_id_of, settings_digest
 
 _LEAST_PROMPT = 2  # tokens
 
@@ -53,6 +55,13 @@ class Prepared:
     loss: LossFn
     collate: Collate
     notes: list[str]
+
+    def fingerprint(self, key: bytes) -> str:
+        """Of weights, configuration and what the tokenizer made of the training rows; tells nothing without the key."""
+        total = hmac.new(key, f"{self.digest} {settings_digest(self.model)}".encode(), hashlib.sha256)
+        for example in self.train:
+            total.update(json.dumps(asdict(example)).encode() + b"\n")
+        return total.hexdigest()
 
 
 def prepare(config: TrainConfig, tables: TrainingTables, *, key: bytes, notes: Sequence[str] = ()) -> Prepared:

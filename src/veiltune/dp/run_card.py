@@ -29,7 +29,7 @@ class RunCard:
     Attributes:
         plan: `DPPlan.to_dict`.
         data: Fingerprint of the training rows under the run's key.
-        model: `weights_digest` of the model before training.
+        model: Fingerprint of weights, configuration and encoded rows under the run's key.
         version: Of Veiltune: other code might compute other gradients under the same noise.
     """
 
@@ -108,7 +108,7 @@ def check_same_card(run: RunFolder, card: RunCard) -> None:
         return
     for name, what in (
         ("data", "training data or the key"),
-        ("model", "base model"),
+        ("model", "base model (weights, configuration or tokenizer)"),
         ("version", "version of Veiltune"),
     ):
         if getattr(before, name) != getattr(card, name):

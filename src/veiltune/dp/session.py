@@ -117,7 +117,7 @@ def _trained(config: TrainConfig, reporter: TrainReporter, stop: Callable[[], bo
         rows, notes = scrubbed(thinned.tables.train, defences, run.private / "data", private=private)
         ready = replace(thinned.tables, train=rows)
         prepared = prepare(config, ready, key=key, notes=[*thinned.notes, *notes])
-        check_same_card(run, RunCard(plan.to_dict(), tables.fingerprint(key), prepared.digest, __version__))
+        check_same_card(run, RunCard(plan.to_dict(), tables.fingerprint(key), prepared.fingerprint(key), __version__))
         with storage_errors(run.path):
             return _Session(config, run, plan, prepared, ready, units, key, reporter).train(stop)
 

@@ -29,10 +29,11 @@ from veiltune.dp.losses import LossFn, loss_for
 from veiltune.dp.plan import DPPlan
 from veiltune.dp.sampling import Units
 from veiltune.errors import InputError, PrivacyError
-from veiltune.models.loading import weights_digest
+from veiltune.models.loading import settings_digest, weights_digest
 from veiltune.runs import atomic_write_bytes, private_folder
 
 _STATE_FILE = "veiltune_dp.json"
+_COMPARED = {"table": "table", "model": "frozen model or settings", "version": "version of Veiltune"}
 
 #: What a checkpoint needs besides the weights, in the order in which it is written: the last one says that it is whole.
 _NEEDED = (_STATE_FILE, OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME)
@@ -248,7 +249,7 @@ class DPTrainer(Trainer):
             key = (self._private / "dp.key").read_bytes()
             made = DPPlan.from_dict(state["plan"])
             arguments, key_print = state["arguments"], state["key"]
-            prints = {name: state[name] for name in ("table", "model", "version")}
+            prints = {name: state[name] for name in _COMPARED}
         except (OSError, ValueError, KeyError, TypeError, InputError) as error:
             raise InputError(
                 f"{found} cannot be resumed privately: it needs {_STATE_FILE} and {self._private}/dp.key ({error})"
@@ -273,7 +274,7 @@ class DPTrainer(Trainer):
                 f"{found} was made with other settings, and its noise would be used twice: {'; '.join(differences)}; "
                 "start a new run"
             )
-        for name, what in (("table", "table"), ("model", "frozen model"), ("version", "version of Veiltune")):
+        for name, what in _COMPARED.items():
             if prints[name] != now[name]:
                 raise PrivacyError(
                     f"{found} was made with another {what}; the same key would repeat its noise; start a new run"
@@ -290,7 +291,7 @@ class DPTrainer(Trainer):
             "plan": self.plan.to_dict(),
             "arguments": self._arguments(),
             "version": __version__,
-            "model": _frozen_digest(cast(nn.Module, self.model)),
+            "model": f"{_frozen_digest(cast(nn.Module, self.model))} {settings_digest(self.model)}",
             "key": hashlib.blake2b(key=key, person=b"veiltune-dp-key", digest_size=16).hexdigest(),
             "table": digest.hexdigest(),
         }

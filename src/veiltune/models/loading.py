@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -140,6 +141,18 @@ def pad_id_of(base: BaseModel) -> int:
     """What stands on padding: it is masked, so any token will do."""
     known = (base.tokenizer.pad_token_id, base.model.config.pad_token_id, base.tokenizer.eos_token_id, 0)
     return next(int(token) for token in known if token is not None)
+
+
+def settings_digest(model: object) -> str:
+    """The SHA-256 of a model's configuration in hexadecimal, but for what saving and training write into it themselves.
+
+    Of nothing if the model has none.
+    """
+    settings = getattr(model, "config", None)
+    said = {} if settings is None else settings.to_dict()
+    for name in ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"):
+        said.pop(name, None)
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
