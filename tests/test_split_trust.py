@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from parties import Vendor, open_job, running_vendor
-from runs_helper import make_texts, tune_config, write_csv, write_tables
+from runs_helper import make_texts, tune_config, write_tables
 from veiltune.config import TuneConfig
 from veiltune.customer.batching import epoch_batches, secret_order
 from veiltune.customer.opening import encode
@@ -140,18 +140,14 @@ class TestCalls:
             job.predict(ragged(torch.ones(sum(lengths), 32), None, lengths))
 
     def test_batches_that_do_not_fit_are_refused_before_anything_is_sent(
-        self, configure: Callable[..., TuneConfig], tmp_path: Path
+        self, configure: Callable[..., TuneConfig], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        texts, labels = make_texts(50, seed=3, longest=20)
-        write_csv(tmp_path / "train.csv", [*texts, "ab" * 30], [*labels, "calm"])
-        config = configure(data={"max_length": 60}, train={"batch_size": 6000, "micro_batches": 5})
-        with pytest.raises(
-            ConfigError, match=r"up to 1200 texts of \d\d tokens in a call, 1\d\d\d fit; set"
-        ) as refusal:
+        monkeypatch.setattr("veiltune.customer.opening.MAX_PADDED_TOKENS", 300)
+        config = configure(wire={"pad_to": 20}, train={"batch_size": 6000, "micro_batches": 3, "epochs": 1})
+        with pytest.raises(ConfigError, match=r"up to 16 texts of 20 tokens, of which a call takes 15; set .* = 4"):
             tune(config)
         assert not Path(config.run).exists()
-        calls = int(str(refusal.value).rsplit("= ", 1)[1])
-        tune(configure(data={"max_length": 60}, train={"batch_size": 6000, "micro_batches": calls, "epochs": 1}))
+        tune(configure(wire={"pad_to": 20}, train={"batch_size": 6000, "micro_batches": 4, "epochs": 1}))
 
     def test_the_declared_length_is_that_of_padded_texts(self, configure: Callable[..., TuneConfig]) -> None:
         config = configure(data={"max_length": 512}, wire={"pad_to": 16}, train={"epochs": 1})  # vendors take 512

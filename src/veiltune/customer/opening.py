@@ -132,14 +132,14 @@ def check_calls(config: TuneConfig, releaser: Releaser, token_ids: Sequence[Sequ
     """
     train, longest = config.train, max(map(len, token_ids))
     room = MAX_PADDED_TOKENS if config.split.bottom == "frozen" else min(MAX_PADDED_TOKENS, releaser.tokens_per_frame)
-    fitting = room // longest
+    batch, fitting = min(train.batch_size, len(token_ids)), room // longest
     if not fitting:
         raise ConfigError(f"a text of {longest} tokens is more than one call can carry; lower data.max_length")
-    if -(-train.batch_size // train.micro_batches) > fitting:
+    largest = -(-batch // train.micro_batches)
+    if largest > fitting:
         raise ConfigError(
-            f"train.batch_size {train.batch_size} in {train.micro_batches} micro_batches sends up to "
-            f"{-(-train.batch_size // train.micro_batches)} texts of {longest} tokens in a call, {fitting} fit; set "
-            f"train.micro_batches = {-(-train.batch_size // fitting)}"
+            f"a batch in {train.micro_batches} micro_batches is up to {largest} texts of {longest} tokens, of which a "
+            f"call takes {fitting}; set train.micro_batches = {-(-batch // fitting)}"
         )
 
 
