@@ -111,8 +111,8 @@ def inversion(best: float) -> Inversion:
         ),
         by_frequency=(
             FrequencyBin(label="never", rate=None),
-            FrequencyBin(label="1 to 9", rate=rate(best / 2, 500)),
-            FrequencyBin(label="10 to 99", rate=rate(0.8 * best, 900)),
+            FrequencyBin(label="1 to under 10", rate=rate(best / 2, 500)),
+            FrequencyBin(label="10 to under 100", rate=rate(0.8 * best, 900)),
             FrequencyBin(label="100 or more", rate=rate(min(1.0, 1.1 * best), 2_400)),
         ),
         repeated=tuple(

@@ -18,6 +18,7 @@ from parties import Vendor, running_vendor
 from runs_helper import CLASSES, make_texts, tune_config, write_csv, write_tables
 from tiny import model_of, tiny_config
 from veiltune.audit import channels, inverting, split, suite
+from veiltune.audit.lm.options import LeakageOptions
 from veiltune.audit.observing import open_run
 from veiltune.audit.options import AuditOptions
 from veiltune.audit.presets import PRESETS
@@ -106,6 +107,27 @@ def test_the_optimising_attack_runs_on_some_of_the_texts(
     assert attack.reported.trials < record.inversion.recovery.trials / 2
 
 
+def test_an_attack_on_some_texts_that_is_the_strongest_leaves_the_side_channels_their_guesses(
+    run_once: Callable[..., TuneConfig], options: AuditOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted: an optimising attack that reads all of three texts in four, and tries no other."""
+    run = Path(run_once("noisy", privacy=NOISY).run)
+    with open_run(run) as audited:
+        secret = build_scene(audited, replace(options, seed=8), PRESETS["quick"]).truth.ids
+
+    def some(adversary: Any, values: Any, lengths: Any, preset: Any) -> suite.Guesses:
+        tried = (torch.arange(len(lengths)) % 4 > 0).repeat_interleave(torch.tensor(lengths))
+        return suite.Guesses(torch.where(tried, secret, -1).unsqueeze(1).expand(-1, 5), tried)
+
+    planted = dict(suite.INVERSIONS) | {"optimize": suite.InversionAttack("planted", "", some)}
+    monkeypatch.setattr(inverting, "INVERSIONS", planted)
+    record = audit_run(run, replace(options, seed=8))
+    assert record.inversion.strongest == "optimize" and record.inversion.recovery.value == 1.0
+    side = by_name(record.side_channels)
+    assert all(channel.status != "failed" for channel in side.values()), side
+    assert side["special_tokens"].status == "done"
+
+
 def test_noise_hides_more_and_averaging_takes_it_away(
     run_once: Callable[..., TuneConfig], options: AuditOptions
 ) -> None:
@@ -149,6 +171,26 @@ def test_contributing_tokens_are_found_by_their_radius(
     assert channel.auc.low > 0.9 and channel.reason == ""
     assert "no bound holds" in record.bounds[0].statement
     assert any("list of contributing tokens" in note for note in record.notes)
+
+
+@pytest.mark.parametrize("cti", ["budget", "top"])
+def test_at_cut_0_the_attackers_use_the_scales_of_contributing_tokens(
+    run_once: Callable[..., TuneConfig], options: AuditOptions, cti: str
+) -> None:
+    """With every letter in one class only, nearly each token has less noise in its own class."""
+    privacy = {"mechanism": "d_chi", "noise_to_norm": 3.0, "cti": cti, "cti_top_fraction": 0.03, "labels": "disclosed"}
+    record = audit_run(Path(run_once(f"words-{cti}", privacy=privacy, split={"cut_layer": 0}).run), options)
+    attacks = by_name(record.inversion.attacks)
+    assert attacks["map"].status == attacks["lm_prior"].status == "done", attacks["map"].reason
+    assert attacks["map"].reported.value > attacks["nearest"].reported.value
+
+
+def test_lengths_behind_padding_stand_beside_a_blind_guess(
+    run_once: Callable[..., TuneConfig], options: AuditOptions
+) -> None:
+    record = audit_run(Path(run_once("padded", privacy=NOISY, wire={"pad_to": 24}).run), options)
+    channel = by_name(record.side_channels)["length"]
+    assert channel.status == "done" and 0 < channel.settings["blind_guess"] < 0.5
 
 
 def test_a_trainable_bottom_is_attacked_over_all_its_releases(
@@ -204,6 +246,10 @@ def test_personal_terms_and_attributes_are_counted_apart(
     assert attribute.ceiling.status == "done", attribute.ceiling
     assert attribute.split == "person" and attribute.ceiling.reported.value > attribute.majority.value
     assert by_name(attribute.attacks)["logistic"].auc.value > 0.9  # the mood is written in the letters
+    assert attribute.majority.by_text is not None  # texts of one person hang together
+    assert (
+        attribute.majority.by_text[1] - attribute.majority.by_text[0] > attribute.majority.high - attribute.majority.low
+    )
     with pytest.raises(DataError, match="no column 'modd'"):
         audit_run(Path(config.run), replace(options, public=str(tmp_path / "public.txt"), attribute="modd"))
 
@@ -342,6 +388,30 @@ def test_a_changed_tokenizer_is_refused(
     path.write_text(path.read_text().replace('"a"', '"A"', 1))
     with pytest.raises(InputError, match=r"altered file 'tokenizer.json'"):
         audit_run(tmp_path / "run", options)
+
+
+def test_too_few_persons_are_refused_before_the_attacks(
+    run_once: Callable[..., TuneConfig], options: AuditOptions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_once("open").run, run)
+    config = (run / "config.toml").read_text()
+    train = Path(run_once("open").data.train)
+    head, *lines = train.read_text().splitlines()
+    rows = [f"{head},author", *(f"{line},only" for line in lines)]
+    (tmp_path / "train.csv").write_text("\n".join(rows))
+    (run / "config.toml").write_text(config.replace(str(train), str(tmp_path / "train.csv")))
+    monkeypatch.setattr(split, "run_suite", lambda *_: pytest.fail("the attacks were run"))
+    with pytest.raises(InputError, match=r"the column 'author' names 1 persons; .* at least 4"):
+        audit_run(run, replace(options, attribute="label", person="author"))
+
+
+@pytest.mark.parametrize("seed", [-2, 10**20])
+def test_a_seed_out_of_range_is_refused(seed: int) -> None:
+    with pytest.raises(InputError, match=rf"seed must be in \[0, \d+\], got {seed}"):
+        AuditOptions(public="public.txt", seed=seed)
+    with pytest.raises(InputError, match=rf"seed must be in \[0, \d+\], got {seed}"):
+        LeakageOptions(model="model", manifest=Path("manifest.json"), seed=seed)
 
 
 def test_an_unknown_preset_is_refused(options: AuditOptions, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,12 +15,16 @@ from transformers import PreTrainedTokenizerFast
 from veiltune.attacks.result import AttackResult
 from veiltune.audit import scoring
 from veiltune.audit.attempts import NotApplicableError, attempt
+from veiltune.audit.practice import practice_noise
+from veiltune.audit.presets import PRESETS
 from veiltune.audit.public import LEAST_TOKENS, read_public
 from veiltune.audit.record import Rate
 from veiltune.audit.scoring import Truth, tokens_needed
 from veiltune.audit.stages import Stages
+from veiltune.audit.suite import INVERSIONS, Adversary
 from veiltune.audit.tagging import PersonalTagger, read_terms
 from veiltune.errors import DataError, InputError, VeiltuneError
+from veiltune.privatize.mechanisms import DChi
 
 TEXTS, LENGTH = 60, 10
 
@@ -71,6 +77,16 @@ def test_too_few_tokens_give_a_number_that_would_do_instead_of_a_rate(truth: Tru
     assert group.rate is None and group.needed == 2 * tokens_needed()
 
 
+def test_an_attack_on_a_few_texts_does_not_hide_a_kind_of_tokens(truth: Truth) -> None:
+    few = (torch.arange(len(truth.ids)) // LENGTH) % 30 < 10  # ten texts of each half: 80 tokens, 104 are needed
+    hits = {"linear": truth.ids % 2 == 0, "optimize": few}
+    attempted = {"linear": torch.ones_like(few), "optimize": few}
+    group = scoring.group_rate("personal", "", hits, attempted, truth, truth.real, seed=0)
+    assert group.attack == "linear" and group.rate is not None
+    alone = scoring.group_rate("personal", "", {"optimize": few}, {"optimize": few}, truth, truth.real, seed=0)
+    assert alone.rate is None and alone.needed == 2 * tokens_needed()
+
+
 def test_tokens_needed_is_the_least_number_that_does() -> None:
     def width(trials: int) -> float:
         low, high = AttackResult(name="x", successes=trials // 2, trials=trials).interval()
@@ -91,6 +107,16 @@ def test_shuffled_control_passes_at_chance_and_fails_on_a_scorer_that_leaks(trut
     assert not leaking.passed
 
 
+def test_shuffled_control_fails_if_the_scoring_of_the_audit_knows_the_tokens(
+    truth: Truth, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guesses = guesses_with(truth, 0.5, generator)
+    assert scoring.shuffled_control(guesses, truth, truth.real, "nearest", seed=0).passed
+    monkeypatch.setattr(Truth, "hits", lambda self, guesses: guesses == truth.ids)  # planted: whatever it is given
+    control = scoring.shuffled_control(guesses, truth, truth.real, "nearest", seed=0)
+    assert not control.passed and control.rate.value > 0.4
+
+
 def test_positive_control_fails_for_attackers_who_cannot_read(truth: Truth, generator: torch.Generator) -> None:
     blind = {"nearest": guesses_with(truth, 0.3, generator) == truth.ids}
     assert not scoring.positive_control(blind, truth, truth.real, least=0.9, seed=0).passed
@@ -100,12 +126,51 @@ def test_positive_control_fails_for_attackers_who_cannot_read(truth: Truth, gene
 
 
 def test_frequency_bins_part_the_tokens(truth: Truth, generator: torch.Generator) -> None:
-    per_100k = torch.tensor([0.0, 0.0] + [0.0] * 6 + [5.0] * 6 + [50.0] * 6)
+    per_100k = torch.tensor([0.0, 0.0] + [0.0] * 3 + [0.9] * 3 + [9.5] * 6 + [50.0] * 6)  # 0.9: 9 in a million
     hits = guesses_with(truth, 0.5, generator) == truth.ids
     bins = scoring.by_frequency(hits, truth, truth.real, per_100k, seed=0)
-    assert [b.label for b in bins] == ["never", "1 to 9", "10 to 99", "100 to 999", "1,000 or more"]
-    trials = [b.rate.trials if b.rate else 0 for b in bins]
-    assert sum(trials) == int(truth.real.sum()) and trials[3:] == [0, 0]
+    trials = {b.label: b.rate.trials if b.rate else 0 for b in bins}
+    edges = {"never": (2, 5), "less than 1": (5, 8), "1 to under 10": (8, 14), "10 to under 100": (14, 20)}
+    real = truth.ids[truth.real]
+    expected = {label: int(((real >= low) & (real < high)).sum()) for label, (low, high) in edges.items()}
+    assert trials == expected | {"100 to under 1,000": 0, "1,000 or more": 0}
+    assert sum(trials.values()) == int(truth.real.sum()) and trials["never"] > 0 < trials["less than 1"]
+
+
+@pytest.mark.parametrize("contributing", [3.0, torch.inf])
+def test_map_uses_the_noise_of_contributing_tokens_and_the_class_that_it_follows(
+    generator: torch.Generator, contributing: float
+) -> None:
+    """Half of the tokens have little noise in texts of one class, the other half in those of the other."""
+    vocab, width, texts, length = 200, 48, 40, 25
+    codebook = torch.randn(vocab, width, generator=generator) / width**0.5
+    table = torch.full((2, vocab), 0.6)
+    table[0, : vocab // 2] = table[1, vocab // 2 :] = contributing
+    secret = torch.randint(vocab, (texts * length,), generator=generator)
+    classes = (torch.arange(texts) % 2).repeat_interleave(length)
+    law = DChi(eta=25.0, dim=width, reference_norm=1.0)
+    values = practice_noise(law, views=1, seed=1, multipliers=table[classes, secret])(codebook[secret])
+    adversary = Adversary(
+        bottom=SimpleNamespace(releases_words=True, word_embeddings=codebook, hidden_size=width),  # type: ignore[arg-type]
+        clean=lambda ids: codebook,
+        template=(0,),
+        position=0,
+        special_ids=frozenset(),
+        public_ids=[list(range(vocab))],
+        public_clean=codebook,
+        privatize=lambda clean: clean,
+        eta=law.eta,
+        sigma=None,
+        multipliers=table,
+        seed=0,
+        _made={"codebook": codebook},
+    )
+
+    def read(adversary: Adversary) -> float:
+        found = INVERSIONS["map"].run(adversary, values, [length] * texts, PRESETS["quick"])
+        return float((found.ids[:, 0] == secret).float().mean())
+
+    assert read(adversary) > read(replace(adversary, multipliers=None)) + 0.02
 
 
 def test_an_attack_that_crashes_is_failed_and_has_no_rate() -> None:

@@ -21,10 +21,13 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from parties import Vendor, running_vendor
+from report_runs import record as audit_record
 from runs_helper import digests, make_texts, tune_config, write_csv, write_tables
 from veiltune.cli import main
 from veiltune.config import dump_toml
+from veiltune.report.figures import estimate_with_interval, outwards
 from veiltune.runs import RunFolder
+from veiltune.terminal_audit import print_audit
 from veiltune.vendor import pki
 from veiltune.vendor.engine import LocalEngine
 from veiltune.vendor.pki import create_authority, issue_tenant
@@ -395,3 +398,30 @@ def test_audit_and_report_of_a_run(command: Callable[..., Ended], config: Path) 
     (run / "attacks.json").write_text('{"format": 99}')
     command("report", run, "-o", page).refused(2, "attacks.json")
     assert page.read_bytes() == before
+
+
+@pytest.mark.parametrize("seed", ["-2", "99999999999999999999"])
+def test_a_seed_that_no_generator_takes(command: Callable[..., Ended], tmp_path: Path, seed: str) -> None:
+    command("audit", "run", "--public", "public.txt", "--seed", seed).refused(2, "seed must be in [0,", seed)
+    command("audit", "model", "--manifest", "m.json", "--seed", seed).refused(2, "seed must be in [0,", seed)
+    command("demo", "--folder", tmp_path, "--seed", seed).refused(2, "seed must be in [0,", seed)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_demo_into_a_file(command: Callable[..., Ended], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content")
+    command("demo", "--folder", tmp_path / "file").refused(2, "is a file; name a folder")
+    command("demo", "--folder", tmp_path / "file" / "below").refused(6, "cannot write")
+    assert (tmp_path / "file").read_text() == "content"
+
+
+def test_the_terminal_shows_the_wider_interval_and_every_attack_on_an_attribute(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    record = audit_record(0.5)
+    print_audit(record, Path("run"))
+    shown = capsys.readouterr().out
+    low, high = record.inversion.recovery.interval()
+    assert " to ".join(outwards(low, high)) in shown and low < record.inversion.recovery.low
+    (sex, _) = record.attributes
+    assert all(f"AUC {estimate_with_interval(attack.auc)}" in shown for attack in sex.attacks if attack.auc)

@@ -159,6 +159,30 @@ def test_map_equals_the_slow_twin(
     assert not torch.equal(guesses, flat.topk(4).indices)  # planted: without the prior
 
 
+@pytest.mark.parametrize("strength", [{"eta": 3.0}, {"sigma": 0.7}])
+def test_tokens_with_noise_of_their_own_scale_equal_the_slow_twin(
+    vocabulary: torch.Tensor, secret: torch.Tensor, strength: dict[str, float]
+) -> None:
+    seen, log_prior = noised(vocabulary, secret[:30], eta=3.0), unigram_log_prior(secret**2 // VOCAB, VOCAB)
+    multipliers = torch.linspace(0.5, 2.0, VOCAB)
+    _, scores = rank_candidates(
+        seen, vocabulary, log_prior=log_prior, top_k=VOCAB, multipliers=multipliers, **strength
+    )  # fmt: skip
+    slow = [
+        [
+            slow_scores(vector, row, prior + DIM * factor.log(), **{name: scaled(name, s, float(factor))})[0]
+            for row, prior, factor in zip(vocabulary.unsqueeze(1), log_prior.unsqueeze(1), multipliers, strict=True)
+        ]
+        for vector in seen
+        for name, s in strength.items()
+    ]
+    torch.testing.assert_close(scores, torch.tensor(slow).sort(descending=True).values, rtol=1e-4, atol=1e-4)
+
+
+def scaled(name: str, strength: float, factor: float) -> float:
+    return strength * factor if name == "eta" else strength / factor
+
+
 def test_the_prior_helps_where_tokens_are_uneven(vocabulary: torch.Tensor) -> None:
     rates = 1 / torch.arange(1.0, VOCAB + 1)
     public, secret = torch.multinomial(rates, 6000, True, generator=torch.Generator().manual_seed(3)).split(3000)

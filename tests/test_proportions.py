@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from veiltune.attacks.intervals import effective_trials
+from veiltune.attacks.intervals import effective_trials, share_by_group
 from veiltune.audit.proportions import (
     auc_difference,
     clopper_pearson,
@@ -116,6 +117,19 @@ def test_effective_trials_by_hand() -> None:
     assert effective_trials(np.zeros(100), groups) == 20
     rng = np.random.default_rng(2)
     assert effective_trials(rng.random(3000) < 0.3, (np.arange(3000) // 3).tolist()) > 2500
+
+
+@pytest.mark.parametrize(("persons", "texts"), [(10, 15), (40, 15), (100, 6)])
+def test_a_share_over_texts_of_persons_covers_the_true_one(persons: int, texts: int) -> None:
+    rng = np.random.default_rng(3)
+    groups = np.repeat(np.arange(persons), texts).tolist()
+
+    def hits() -> Any:
+        return (rng.random((persons, texts)) < rng.beta(1.5, 1.5, size=(persons, 1))).ravel()
+
+    assert covered(lambda: share_by_group(hits(), groups), 0.5) >= 0.95 - SLACK
+    assert covered(lambda: clopper_pearson(int(hits().sum()), len(groups)), 0.5) < 0.95 - SLACK  # texts as trials
+    assert share_by_group(np.ones(len(groups)), groups)[1] < clopper_pearson(len(groups), len(groups))[1]
 
 
 def slow_mcnemar(first: list[bool], second: list[bool]) -> float:

@@ -28,6 +28,7 @@ from leakage_records import (
     write_training,
 )
 from test_report_page import Page, rows_of, squeezed
+from veiltune.audit.leakage import TprAtFpr
 from veiltune.audit.record import Estimate, Rate
 from veiltune.errors import InputError
 from veiltune.report import leakage_plots, leakage_rows
@@ -143,11 +144,11 @@ def test_every_other_figure_appears(tmp_path: Path, page: Build) -> None:
         "21.37", "24.86", "1843", "43.61",  # perplexities
         "audited epsilon at least 2.31 (95 % confidence, delta 1e-05)", "211 of 250 guesses", "4.62",
         "493 inserted", "like personal data 32 9.5 bits [8.9, 10.0] 0 of 20 9.97", "random tokens 32 10.0 bits",
-        "10 errors: 0.6 % to 1.5 %", "ab12ab12", "cd34cd34", "gpt2", "runs/train/model", "0.4.0", "64,123", "1,263",
+        "10 errors: 0.6 to 1.5 %", "ab12ab12", "cd34cd34", "gpt2", "runs/train/model", "0.4.0", "64,123", "1,263",
         "345,678", "3,702", "350 + 350", "asked twice for 3 of the texts", "40 36.7 %",
     ):  # fmt: skip
         assert shown in text, shown
-    assert "phone a guess is right in 1.0 % 100 50.0 % [33.8, 66.2] of 40 2.5 % [0.1, 13.2] of 40" in " ".join(rows)
+    assert "phone a guess is right in 1.0 % 100 50.0 % [33.8, 66.2] of 40 2.5 % [0.0, 13.2] of 40" in " ".join(rows)
     assert any(row.startswith("EZ-MIA strongest 0.950 [0.920, 0.980]") and row.endswith("0.954") for row in rows)
     assert "n-gram coverage does not apply: nothing was sampled" in rows
     (row,) = [row for row in rows if row.startswith("work address") and "n/a: nothing written" in row]
@@ -327,6 +328,19 @@ def test_the_life_cycle_says_what_was_done_and_what_it_cost(tmp_path: Path, page
     assert "AUC 0.950 [0.920, 0.980]" in rows[0] and "of A" in rows[1] and "55.0 %" in rows[0]
     _, parsed = page(closed)
     assert "The life cycle" not in parsed.text
+
+
+def test_nothing_found_at_few_false_alarms_has_its_limit(tmp_path: Path, page: Build) -> None:
+    found = leakage().membership
+    assert found is not None
+    none = Estimate(value=0.0, low=0.0, high=0.013)
+    rate = TprAtFpr(fpr=0.01, tpr=none, false_positives=10, fpr_low=0.005, fpr_high=0.018)
+    attacks = tuple(attack.model_copy(update={"tpr_at_fpr": (rate,)}) for attack in found.attacks)
+    record = leakage().model_copy(update={"membership": found.model_copy(update={"attacks": attacks})})
+    folder = write_model(tmp_path / "a", record)
+    write_training(folder, 8.0, method="lora")
+    (row,) = [row for row in rows_of(page(folder, write_model(tmp_path / "b", leakage()))[0]) if "60 steps" in row]
+    assert "found at 1 % false alarms: none, at most 1.3 %" in row
 
 
 def strengths_of(folder: Path) -> list[str]:

@@ -23,7 +23,7 @@ def test_the_figures_of_a_plot_stand_in_its_table() -> None:
     assert drawn is not None and len(drawn.rows) == 12 and "cap" in Page(str(drawn.narrow)).text
     drawn = leakage_plots.plot_discoverable(record.extraction.discoverable, "k")
     assert drawn is not None
-    assert drawn.rows[0] == ("1", "50\xa0%", "9.8\xa0% [7.6, 12.5]", "none of 602, at most 0.6\xa0%")
+    assert drawn.rows[0] == ("1", "50\xa0%", "9.8\xa0% [7.5, 12.5]", "none of 602, at most 0.7\xa0%")
     drawn = leakage_rows.plot_types(record.extraction, "k")
     assert drawn is not None
     assert drawn.rows[0][0] == "name" and "e-mail, cue-free" in Page(str(drawn.wide)).text

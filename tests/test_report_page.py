@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
 import re
 import stat
 from collections.abc import Callable
@@ -135,7 +137,7 @@ def test_tables_have_captions_and_scopes(both: tuple[str, Page]) -> None:
 def test_ordinary_figures_come_through(both: tuple[str, Page]) -> None:
     html, parsed = both
     assert "\N{REPLACEMENT CHARACTER}" not in html
-    assert "80.0\N{NO-BREAK SPACE}% [77.7, 82.4]" in parsed.text
+    assert "80.0\N{NO-BREAK SPACE}% [77.7, 82.5]" in parsed.text
 
 
 def test_the_file_stands_alone(both: tuple[str, Page]) -> None:
@@ -349,6 +351,30 @@ def test_refused_arguments(tmp_path: Path) -> None:
         write_report([run], tmp_path)
     with pytest.raises(InputError, match="lies in a folder that does not exist"):
         write_report([run], tmp_path / "none" / "report.html")
+
+
+@pytest.mark.parametrize("kind", ["unreadable", "pipe", "long"])
+def test_an_output_that_cannot_be_read_is_refused(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, output = write_run(tmp_path / "run", record(0.8)), tmp_path / "report.html"
+    if kind == "long":
+        output = tmp_path / ("x" * 300)
+        message = "cannot be read: File name too long"
+    elif kind == "pipe":
+        os.mkfifo(output)
+        message = "exists and is not an HTML page"
+    else:
+        output.touch()
+        opened = Path.open
+
+        def refuse(path: Path, *arguments: Any, **options: Any) -> Any:  # root may read every file
+            if path == output:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return opened(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, "open", refuse)
+        message = "cannot be read: Permission denied; name another file"
+    with pytest.raises(InputError, match=message):
+        write_report([run], output)
 
 
 def test_templates_ship_with_the_package() -> None:

@@ -10,10 +10,19 @@ from typing import Any
 import pytest
 
 from report_runs import attack, inversion, ranked, rate, record, statement, write_run
-from veiltune.audit.record import AttackRecord, Attribute, Control, Estimate, Group, Rate, RepeatedRelease
-from veiltune.report.figures import interval, label_of, of_ten, percent, utility_interval
+from veiltune.attacks.result import AttackResult
+from veiltune.audit.record import Attack, AttackRecord, Attribute, Control, Estimate, Group, Rate, RepeatedRelease
+from veiltune.report.figures import (
+    estimate_with_interval,
+    label_of,
+    of_ten,
+    percent,
+    rate_with_interval,
+    utility_interval,
+)
+from veiltune.report.finding import LEVELS
 from veiltune.report.sources import Run, load_runs
-from veiltune.report.words import LEVELS, actions, best_of, findings, headline, is_dominated
+from veiltune.report.words import actions, best_of, findings, headline, is_dominated
 
 
 @pytest.fixture
@@ -154,6 +163,12 @@ def test_lengths_that_are_read_through_padding(make: Any, pad_to: int, level: st
     assert level_of(run, "Side channel") == level
 
 
+@pytest.mark.parametrize(("share", "level"), [(0.45, "leak"), (0.1, None)])
+def test_lengths_behind_padding_are_compared_with_a_blind_guess(make: Any, share: float, level: str | None) -> None:
+    channel = attack("length", "length", share, trials=1000, settings={"pad_to": 64, "blind_guess": 0.1})
+    assert level_of(make(record(0.5, side_channels=(channel,)), wire={"pad_to": 64}), "a guess in 10.0") == level
+
+
 @pytest.mark.parametrize(("cti", "level"), [("off", None), ("budget", "leak"), ("top", "leak")])
 def test_contributing_tokens_are_told_by_their_radius(make: Any, cti: str, level: str | None) -> None:
     run = make(record(0.5), mechanism={"mechanism": "d_chi", "noise_to_norm": 0.7, "cti": cti})
@@ -177,6 +192,32 @@ def test_attributes_by_auc_and_without_one_by_rate(make: Any, auc: float | None,
         attacks=(attack("a", "a", share, trials=600, calibration=None, **ranking),),
     )
     assert {f.level for f in findings(make(record(0.5, attributes=(attribute,)))) if "sex" in f.text} == {level}
+
+
+def attribute_of(*attacks: Attack, classes: int = 2) -> Attribute:
+    ceiling = ranked("bag", "bag", 0.9, 0.9)
+    return Attribute(
+        name="sex", classes=classes, split="person", majority=rate(0.9, 600), ceiling=ceiling, attacks=attacks
+    )
+
+
+def test_the_attack_that_tells_an_attribute_need_not_be_right_most_often(make: Any) -> None:
+    attacks = ranked("logistic", "logistic", 0.9, 0.51), ranked("attention", "pooler", 0.898, 0.91)
+    run = make(record(0.5, attributes=(attribute_of(*attacks),)))
+    (found,) = [f for f in findings(run) if "sex" in f.text]
+    assert found.level == "leak" and "pooler" in found.text and "0.910" in found.text
+
+
+@pytest.mark.parametrize(("count", "level"), [(1, "leak"), (3, "held")])
+def test_the_more_attacks_are_tried_the_surer_one_must_be(make: Any, count: int, level: str) -> None:
+    lucky = ranked("lucky", "lucky", 0.9, 0.534)  # 0.504 to 0.564
+    attribute = attribute_of(lucky, *[ranked("blind", "blind", 0.9, 0.5)] * (count - 1))
+    assert {f.level for f in findings(make(record(0.5, attributes=(attribute,)))) if "sex" in f.text} == {level}
+
+
+def test_of_more_than_two_classes_the_rate_counts_too(make: Any) -> None:
+    attribute = attribute_of(ranked("a", "a", 0.97, 0.51), classes=3)
+    assert {f.level for f in findings(make(record(0.5, attributes=(attribute,)))) if "sex" in f.text} == {"leak"}
 
 
 def test_repeated_releases(make: Any) -> None:
@@ -223,6 +264,17 @@ def test_limits_of_the_audit(make: Any) -> None:
     assert level_of(run, "preset quick") == "caution"
 
 
+def test_attacks_that_failed_are_counted_wherever_they_are(make: Any) -> None:
+    failed, done = attack("a", "a", None), attack("b", "b", 0.5, calibration=None)
+    labels = record(0.5).labels.model_copy(update={"attacks": (failed, done)})
+    run = make(
+        record(0.5, side_channels=(failed, failed), labels=labels, attributes=(attribute_of(failed, done, done),))
+    )
+    assert level_of(run, "2 of 2 attacks on side channels failed") == "caution"
+    assert level_of(run, "1 of 2 attacks on the labels failed") == "caution"
+    assert level_of(run, "1 of 3 attacks on the attribute sex failed") == "caution"
+
+
 def test_a_test_seed_protects_nothing(make: Any) -> None:
     assert level_of(make(record(0.5), noise_seed=3), "test seed") == "leak"
     assert level_of(make(record(0.5)), "test seed") is None
@@ -246,8 +298,8 @@ def test_the_calibration_half_chooses() -> None:
 
 def test_an_interval_is_at_each_end_the_wider() -> None:
     figures = Rate(successes=5, trials=10, value=0.5, low=0.2, high=0.7, by_text=(0.3, 0.8))
-    assert interval(figures) == (0.2, 0.8)
-    assert interval(figures.model_copy(update={"by_text": None})) == (0.2, 0.7)
+    assert figures.interval() == (0.2, 0.8)
+    assert figures.model_copy(update={"by_text": None}).interval() == (0.2, 0.7)
 
 
 def test_utility_has_the_exact_interval() -> None:
@@ -261,3 +313,12 @@ def test_percent_never_hides_what_is_not_nothing() -> None:
     ]
     assert of_ten(1e-9) == "fewer than 1 in 20 tokens"
     assert label_of("a\u202eb") == "a\N{REPLACEMENT CHARACTER}b"
+
+
+def test_an_interval_is_rounded_outwards_and_nearly_all_is_not_all() -> None:
+    found = Rate.of(AttackResult(name="", successes=3, trials=40_000))
+    assert rate_with_interval(found) == "< 0.1\N{NO-BREAK SPACE}% [0.0, 0.1]"
+    rest = Estimate(value=1 - found.value, low=1 - found.high, high=1 - found.low)
+    assert estimate_with_interval(rest) == "> 0.999 [0.999, 1.000]"
+    assert estimate_with_interval(Estimate(value=0.29, low=0.2896, high=0.2904)) == "0.290 [0.289, 0.291]"
+    assert estimate_with_interval(Estimate(value=0.0, low=0.0, high=0.0004)) == "0.000 [0.000, 0.001]"

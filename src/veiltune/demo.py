@@ -15,16 +15,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from veiltune.audit.options import AuditOptions
+from veiltune._validate import in_range
+from veiltune.audit.options import LARGEST_SEED, AuditOptions
 from veiltune.audit.record import AttackRecord
 from veiltune.audit.split import audit_run
 from veiltune.config import TuneConfig, parse_config
 from veiltune.customer.prediction import predict
 from veiltune.customer.session import tune
 from veiltune.data.tickets import make_tickets, write_tickets
-from veiltune.errors import VendorUnreachableError
+from veiltune.errors import InputError, VendorUnreachableError
 from veiltune.report.page import write_report
-from veiltune.runs import RunFolder, atomic_write_bytes
+from veiltune.runs import RunFolder, atomic_write_bytes, storage_errors
 
 NUM_TRAIN, NUM_EVAL = 1000, 400
 CUT_LAYER = 2
@@ -34,6 +35,7 @@ START_TIMEOUT_SECONDS = 120.0
 
 def run_demo(folder: Path, *, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Runs the demo below `folder`; returns the table that the command prints."""
+    in_range(0, LARGEST_SEED, seed=seed)
     root = _fresh_folder(folder)
     say(f"writing {NUM_TRAIN} training and {NUM_EVAL} evaluation tickets (synthetic) to {root / 'data'}")
     write_tickets(root / "data", num_train=NUM_TRAIN, num_eval=NUM_EVAL, seed=seed)
@@ -151,7 +153,10 @@ def _notes(root: Path, page: Path) -> list[str]:
 
 def _fresh_folder(folder: Path) -> Path:
     root = folder / time.strftime("demo-%Y%m%d-%H%M%S")
-    root.mkdir(parents=True)
+    with storage_errors(root):
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--folder {folder} is a file; name a folder")
+        root.mkdir(parents=True)
     return root
 
 

@@ -18,7 +18,6 @@ from veiltune.customer.reporting import Reporter
 from veiltune.dp.reporting import TrainProgress, TrainReporter
 
 if TYPE_CHECKING:
-    from veiltune.audit.record import AttackRecord
     from veiltune.customer.training import Progress as StepProgress
     from veiltune.models.catalog import ModelInfo
 
@@ -135,32 +134,6 @@ def print_training(summary: Mapping[str, Any], run: Path) -> None:
         table.add_row("not finite", f"{summary['non_finite']:,} gradients, which contributed zero")
     console.print(table)
     console.print(f"what is claimed and what is not: {run / 'privacy.json'}", soft_wrap=True)
-
-
-def print_audit(record: AttackRecord, run: Path) -> None:
-    """The end of `veiltune audit`."""
-    found = record.inversion
-    table = Table("attack", "tokens recovered", "95 % interval", "seconds", title=f"audit of {run}, {record.preset}")
-    for attack in found.attacks:
-        if attack.reported is None:
-            table.add_row(attack.name, f"{attack.status.replace('_', ' ')}: {escape(attack.reason)}", "", "")
-        else:
-            rate = attack.reported
-            mark = "  <- strongest" if attack.name == found.strongest else ""
-            interval = f"{rate.low:.3f} to {rate.high:.3f}"
-            table.add_row(attack.name, f"{rate.value:.3f}{mark}", interval, f"{attack.seconds:.0f}")
-    console.print(table)
-    privacy = found.empirical_privacy
-    console.print(f"empirical privacy {privacy.value:.3f} [{privacy.low:.3f}, {privacy.high:.3f}], an upper limit")
-    for kind, attacks in (("labels", record.labels.attacks), *((a.name, a.attacks) for a in record.attributes)):
-        rates = [(attack.reported, attack.name) for attack in attacks if attack.reported is not None]
-        if rates:
-            rate, name = max(rates, key=lambda entry: entry[0].value)
-            console.print(f"{escape(kind)}: {rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}] right, by {name}")
-    for control in record.controls:
-        verdict = "passed" if control.passed else "FAILED: do not rely on these figures"
-        console.print(f"{control.name} control: {control.rate.value:.3f}, {verdict}", soft_wrap=True)
-    console.print(f"the whole of it: {run / 'attacks.json'}; as a page: veiltune report {run}", soft_wrap=True)
 
 
 def _alone(summary: Mapping[str, Any]) -> str:

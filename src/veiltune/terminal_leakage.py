@@ -8,6 +8,7 @@ from rich.table import Table
 
 from veiltune.audit.leakage import LeakageRecord
 from veiltune.audit.record import Estimate, Rate
+from veiltune.report.figures import figure, outwards
 from veiltune.terminal import console
 
 
@@ -16,12 +17,14 @@ def print_leakage(record: LeakageRecord, folder: Path) -> None:
     table = Table("", "", "95 % interval", title=f"leakage audit of {record.model}, {record.preset}")
     found, extraction = record.membership, record.extraction
     if found:
-        table.add_row("membership, AUC over persons", f"{found.auc.value:.3f} by {found.strongest}", _span(found.auc))
-        table.add_row("words alone, no model (99 %)", f"{found.blind.value:.3f}", _span(found.blind))
+        table.add_row(
+            "membership, AUC over persons", f"{figure(found.auc.value)} by {found.strongest}", _span(found.auc)
+        )
+        table.add_row("words alone, no model (99 %)", figure(found.blind.value), _span(found.blind))
     if extraction.excess_recall:
         table.add_row(
             "excess recall, cue-free data",
-            f"{extraction.excess_recall.value:.3f} by {extraction.strongest}",
+            f"{figure(extraction.excess_recall.value)} by {extraction.strongest}",
             _span(extraction.excess_recall),
         )
     table.add_row("recall of it", *_rate(extraction.recall))
@@ -32,7 +35,7 @@ def print_leakage(record: LeakageRecord, folder: Path) -> None:
         table.add_row(
             f"exposure, {one.family}, {one.repetitions} x",
             f"{one.median_bits:.1f} bits{cap}",
-            f"{one.low:.1f} to {one.high:.1f}",
+            " to ".join(outwards(one.low, one.high, 1)),
         )
     if record.perplexity:
         base = record.perplexity.base_carrier
@@ -52,16 +55,16 @@ def _print_bound(record: LeakageRecord) -> None:
         return
     claim = "nothing is claimed" if bound.claimed_epsilon is None else f"claimed: {bound.claimed_epsilon:.3g}"
     console.print(
-        f"audited epsilon at least {bound.epsilon:.2f} at {bound.confidence:.0%} confidence, delta {bound.delta:g};"
-        f" {claim} ({bound.canaries} canaries could show at most {bound.ceiling:.2f})",
+        f"audited epsilon at least {outwards(bound.epsilon, 0, 2)[0]} at {bound.confidence:.0%} confidence,"
+        f" delta {bound.delta:g}; {claim} ({bound.canaries} canaries could show at most {bound.ceiling:.2f})",
         soft_wrap=True,
     )
 
 
 def _span(estimate: Estimate) -> str:
-    return f"{estimate.low:.3f} to {estimate.high:.3f}"
+    return " to ".join(outwards(estimate.low, estimate.high))
 
 
 def _rate(rate: Rate) -> tuple[str, str]:
     shown = f"{rate.successes} of {rate.trials}" if rate.successes else f"none of {rate.trials}"
-    return f"{rate.value:.3f} ({shown})" if rate.successes else shown, f"{rate.low:.3f} to {rate.high:.3f}"
+    return f"{figure(rate.value)} ({shown})" if rate.successes else shown, " to ".join(outwards(*rate.interval()))

@@ -170,6 +170,8 @@ def majority_guess(train_labels: Int[Tensor, " N"], count: int) -> Int[Tensor, "
 def score_attribute(scores: Float[Tensor, "M C"], secret: Int[Tensor, " M"], name: str) -> AttackResult:
     """Counts texts whose attribute has the highest score.
 
+    Texts of one person are not independent, so their rate takes the interval of `intervals.share_by_group`.
+
     Args:
         scores: As an attack returned them.
         secret: The true classes.

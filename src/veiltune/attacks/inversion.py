@@ -102,6 +102,7 @@ def rank_candidates(
     log_prior: Float[Tensor, " vocab"] | None = None,
     eta: float | None = None,
     sigma: float | None = None,
+    multipliers: Float[Tensor, " vocab"] | None = None,
 ) -> tuple[Int[Tensor, "tokens top_k"], Float[Tensor, "tokens top_k"]]:
     """The best candidates of each token and their scores, for attacks that go on from there.
 
@@ -114,6 +115,7 @@ def rank_candidates(
         log_prior: Added to the log-likelihood; none for a flat prior.
         eta: For d_chi noise the log-likelihood is -eta ||y - v||.
         sigma: For Gaussian noise it is -||y - v||^2 / (2 sigma^2). Without either sigma is 1.
+        multipliers: By which each token raises eta, or lowers sigma, > 0 and finite; none for one scale.
 
     Returns:
         Token ids, best first, and log-likelihood plus log-prior up to a constant of the mechanism.
@@ -125,6 +127,7 @@ def rank_candidates(
     if eta is not None and sigma is not None:
         raise InputError("give at most one of eta and sigma")
     scale = positive(eta=eta) if eta is not None else 1 / positive(sigma=1.0 if sigma is None else sigma) ** 2
+    whole = eta is not None or multipliers is not None  # distances; else what ranks as they do
     table = vocabulary.float()
     half_squares = table.square().sum(dim=-1) / 2
     rows = max(1, _BLOCK // len(table))
@@ -135,15 +138,18 @@ def rank_candidates(
         block = representations[start : start + rows].float()
         # y.v - ||v||^2 / 2 = (||y||^2 - ||y - v||^2) / 2 is largest for the nearest
         product = torch.addmm(half_squares, block, table.T, beta=-1, out=buffer[: len(block)])
-        if eta is not None:
-            square = block.square().sum(dim=-1, keepdim=True)
-            product.mul_(-2).add_(square).clamp_(min=0).sqrt_().mul_(-scale)
+        if whole:
+            square = product.mul_(-2).add_(block.square().sum(dim=-1, keepdim=True)).clamp_(min=0)
+            product = square.mul_(-scale / 2) if eta is None else square.sqrt_().mul_(-scale)
+            if multipliers is not None:
+                product.mul_(multipliers.square() if eta is None else multipliers)
+                product.add_(multipliers.log(), alpha=table.shape[1])
         elif log_prior is not None:
             product.mul_(scale)
         if log_prior is not None:
             product.add_(log_prior)
         best = best_columns(product, top_k)
-        if eta is None:
+        if not whole:
             rest = block.square().sum(dim=-1, keepdim=True) * (-scale / 2)
             best = best[0] * (1.0 if log_prior is not None else scale) + rest, best[1]
         scores[start : start + rows], ids[start : start + rows] = best

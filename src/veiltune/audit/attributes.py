@@ -14,9 +14,9 @@ from veiltune.attacks.attribute import (
     bag_of_words_ceiling,
     infer_attribute,
     majority_guess,
-    score_attribute,
     split_by_person,
 )
+from veiltune.attacks.intervals import share_by_group
 from veiltune.attacks.ranking import roc_curve
 from veiltune.attacks.result import AttackResult
 from veiltune.audit.attempts import attempt
@@ -26,6 +26,7 @@ from veiltune.audit.scene import Scene
 from veiltune.data.tables import LabelSet, read_table
 from veiltune.errors import InputError
 
+LEAST_PERSONS = 4  # two on either side: one side learns, and keeps one back to choose with
 TEXTS = {"quick": 600, "standard": 3_000, "full": 20_000}
 KINDS = {
     "logistic": "logistic regression on mean vectors",
@@ -38,10 +39,19 @@ def check_attribute(scene: Scene) -> None:
     """Refuses an attribute that cannot be inferred.
 
     Raises:
-        InputError: If the table lacks the column, or all texts have the same value.
+        InputError: If the table lacks a column, all texts have the same value, or there are too few persons.
     """
-    if scene.options.attribute and len(set(_columns(scene)[1])) < 2:
-        raise InputError(f"the attribute {scene.options.attribute!r} has one value only; there is nothing to infer")
+    options = scene.options
+    if not options.attribute:
+        return
+    _, values, persons = _columns(scene)
+    if len(set(values)) < 2:
+        raise InputError(f"the attribute {options.attribute!r} has one value only; there is nothing to infer")
+    if len(set(persons)) < LEAST_PERSONS:
+        raise InputError(
+            f"the column {options.person!r} names {len(set(persons))} persons; to learn an attribute from some and try"
+            f" it on others takes at least {LEAST_PERSONS}"
+        )
 
 
 def attribute_attacks(scene: Scene) -> tuple[Attribute, ...]:
@@ -50,14 +60,12 @@ def attribute_attacks(scene: Scene) -> tuple[Attribute, ...]:
         return ()
     known = _read(scene)
     sees = "released vectors, and the attribute of other persons' texts"
-    right = int((majority_guess(known.training_classes, len(known.truth)) == known.truth).sum())
-    majority = AttackResult(name="majority", successes=right, trials=len(known.truth))
     return (
         Attribute(
             name=scene.options.attribute,
             classes=known.num_classes,
             split="person" if scene.options.person else "text",
-            majority=Rate.of(majority),
+            majority=known.rate(majority_guess(known.training_classes, len(known.truth))),
             ceiling=attempt("bag_of_words", "bag of words on the clean text", "the text itself", known.from_text),
             attacks=tuple(_from_releases(known, kind, title, sees) for kind, title in KINDS.items()),
         ),
@@ -103,11 +111,20 @@ class _Known:
             )
         )
 
+    def rate(self, guesses: Tensor) -> Rate:
+        """The share of texts that were guessed; where persons have several, with an interval that knows of it."""
+        hits, persons = guesses == self.truth, self.persons[1]
+        result = AttackResult(name="attribute", successes=int(hits.sum()), trials=len(hits))
+        if len(set(persons)) == len(persons):
+            return Rate.of(result)
+        _, low, high = share_by_group(hits, persons)
+        return Rate.of(result, (low, high))
+
     def _scored(self, scores: Tensor) -> dict[str, Any]:
         """Accuracy, and AUC and ROC of one class against the rest: the second of two, else the commonest."""
         target = 1 if self.num_classes == 2 else int(self.truth.bincount().argmax())
         found = attribute_auc(scores, self.truth, persons=self.persons[1])
-        fields: dict[str, Any] = {"reported": Rate.of(score_attribute(scores, self.truth, "attribute"))}
+        fields: dict[str, Any] = {"reported": self.rate(scores.argmax(dim=-1))}
         if target in found:
             value, low, high = found[target]
             fields["auc"] = Estimate(value=value, low=low, high=high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,11 +29,11 @@ from veiltune.privatize.mechanisms import DChi, Gaussian
 
 
 class SideChannels:
-    """The attacks, given the strongest inverter's guesses.
+    """The attacks, given an inverter's guesses.
 
     Args:
         scene: Of the audit.
-        guesses: (N,) token ids.
+        guesses: (N,) token ids, one for every position.
     """
 
     def __init__(self, scene: Scene, guesses: Tensor) -> None:
@@ -41,7 +42,7 @@ class SideChannels:
 
     def run(self) -> tuple[Attack, ...]:
         """Every side channel, in the order of the report."""
-        sees = "the released vectors, and guesses of their tokens by the strongest inversion attack"
+        sees = "the released vectors, and guesses of their tokens by the strongest inversion attack on all"
         return (
             attempt("radius", "contributing tokens by the radius of their noise", sees, self._radius),
             attempt("radius_labels", "labels by the radius of the noise", f"{sees}; the table of scales", self._labels),
@@ -117,9 +118,12 @@ class SideChannels:
         sent = torch.tensor(scene.lengths)
         if not config.wire.pad_to:
             return {"reported": Rate.of(score_lengths(sent, sent)), "reason": "lengths are sent as they are"}
-        true = torch.tensor([sum(token != tokenizer.pad_token_id for token in ids) for ids in scene.token_ids])
-        found = text_lengths(self._guesses, scene.lengths, int(tokenizer.pad_token_id))
-        return {"reported": Rate.of(score_lengths(found, true)), "settings": {"pad_to": config.wire.pad_to}}
+        pad = int(tokenizer.pad_token_id)
+        true = torch.tensor([_unpadded(ids, pad) for ids in scene.token_ids])
+        found = text_lengths(self._guesses, scene.lengths, pad)
+        blind = score_lengths(_commonest_lengths(scene.lengths, scene.public.token_ids, pad), true).success_rate
+        settings = {"pad_to": config.wire.pad_to, "blind_guess": blind}
+        return {"reported": Rate.of(score_lengths(found, true)), "settings": settings}
 
     def _strength(self) -> dict[str, Any]:
         scene, privatizer = self._scene, self._scene.audited.releaser.privatizer
@@ -167,6 +171,18 @@ class SideChannels:
 
 def _text_numbers(lengths: Sequence[int]) -> Tensor:
     return torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+
+
+def _unpadded(ids: Sequence[int], pad: int) -> int:
+    return sum(token != pad for token in ids)
+
+
+def _commonest_lengths(sent: Sequence[int], public: Sequence[Sequence[int]], pad: int) -> Tensor:
+    """(B,) a guess by the number of vectors alone: the commonest length of public texts that take as many."""
+    counts: defaultdict[int, Counter[int]] = defaultdict(Counter)
+    for ids in public:
+        counts[len(ids)][_unpadded(ids, pad)] += 1
+    return torch.tensor([counts[size].most_common(1)[0][0] if counts[size] else size for size in sent])
 
 
 def _bytes(outbox: Outbox, keys: Sequence[bytes]) -> list[bytes]:

@@ -42,8 +42,8 @@ def run_suite(scene: Scene, stages: Stages, reporter: Reporter) -> tuple[dict[st
             guesses[name] = Guesses(kept["ids"], kept["attempted"])
             entries[name] = _scored(scene, entry, guesses[name], float(kept["seconds"]))
         reporter.advance(number)
-    if not guesses:
-        raise PrivacyError("every inversion attack failed, so nothing can be said about the releases")
+    if not any(bool(guess.attempted.all()) for guess in guesses.values()):
+        raise PrivacyError("every inversion attack on all texts failed, so nothing can be said about the releases")
     return guesses, entries
 
 
@@ -52,9 +52,9 @@ def report_inversion(
 ) -> tuple[Inversion, tuple[Control, Control], str]:
     """The strongest attack by the calibration half, groups, frequencies, repeated releases and both controls."""
     truth, seed = scene.truth, scene.options.seed
-    hits = {name: guess.ids[:, 0] == truth.ids for name, guess in guesses.items()}
-    attempted = {name: guess.attempted for name, guess in guesses.items()}
-    strongest = scoring.best_attack(hits, attempted, truth.real & truth.calibration)
+    hits, attempted = _hits(scene, guesses), {name: guess.attempted for name, guess in guesses.items()}
+    enough = scoring.with_enough_tokens(attempted, truth.real, truth)
+    strongest = scoring.best_attack({name: hits[name] for name in enough}, attempted, truth.real & truth.calibration)
     assert strongest is not None
     reported = truth.real & ~truth.calibration & attempted[strongest]
     recovery = truth.rate(hits[strongest], reported, seed=seed)
@@ -62,7 +62,7 @@ def report_inversion(
     reporter.phase("controls", 2)
     clean = stages.tensors("positive", lambda: _without_noise(scene))
     positive = scoring.positive_control(
-        {name: ids == truth.ids for name, ids in clean.items()}, truth, truth.real, least=POSITIVE_LEAST, seed=seed
+        {name: truth.hits(ids) for name, ids in clean.items()}, truth, truth.real, least=POSITIVE_LEAST, seed=seed
     )
     shuffled = scoring.shuffled_control(guesses[strongest].ids[:, 0], truth, reported, strongest, seed=seed)
     reporter.advance(2)
@@ -81,6 +81,20 @@ def report_inversion(
     return inversion, (positive, shuffled), strongest
 
 
+def guesses_of_all(scene: Scene, guesses: dict[str, Guesses]) -> Tensor:
+    """(N,) token ids by the strongest of the attacks that tried every position."""
+    whole = {name: guess for name, guess in guesses.items() if bool(guess.attempted.all())}
+    attempted = {name: guess.attempted for name, guess in whole.items()}
+    truth = scene.truth
+    chosen = scoring.best_attack(_hits(scene, whole), attempted, truth.real & truth.calibration)
+    assert chosen is not None
+    return whole[chosen].ids[:, 0]
+
+
+def _hits(scene: Scene, guesses: dict[str, Guesses]) -> dict[str, Tensor]:
+    return {name: scene.truth.hits(guess.ids[:, 0]) for name, guess in guesses.items()}
+
+
 def _attack(scene: Scene, attack: InversionAttack) -> dict[str, Tensor]:
     started = time.monotonic()
     found = attack.run(scene.adversary, scene.values, scene.lengths, scene.preset)
@@ -90,7 +104,7 @@ def _attack(scene: Scene, attack: InversionAttack) -> dict[str, Tensor]:
 
 def _scored(scene: Scene, entry: Attack, guesses: Guesses, seconds: float) -> Attack:
     truth, seed = scene.truth, scene.options.seed
-    hits, among = guesses.ids[:, 0] == truth.ids, truth.real & guesses.attempted
+    hits, among = truth.hits(guesses.ids[:, 0]), truth.real & guesses.attempted
     other = among & ~truth.calibration
     in_five = (guesses.ids[:, :5] == truth.ids.unsqueeze(1)).any(dim=1)
     counts = [int(part.sum()) for part in other.split(list(truth.lengths))]
@@ -125,7 +139,7 @@ def _repeated(scene: Scene, stages: Stages, reporter: Reporter) -> tuple[Repeate
     for number, count in enumerate(scene.preset.repeats, start=1):
         found = stages.tensors(f"repeated-{count}", partial(_averaged, scene, count))
         for name, ids in found.items():
-            rate = scene.truth.rate(ids == scene.truth.ids, scene.truth.real & ~scene.truth.calibration, seed=0)
+            rate = scene.truth.rate(scene.truth.hits(ids), scene.truth.real & ~scene.truth.calibration, seed=0)
             assert rate is not None
             curve.append(RepeatedRelease(releases=count, attack=name, rate=rate))
         reporter.advance(number)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from veiltune._validate import in_range
+
+LARGEST_SEED = 2**62  # some is added to it; torch and numpy take 64 bits and nothing negative
+
 
 @dataclass(frozen=True, kw_only=True)
 class AuditOptions:
@@ -17,6 +21,9 @@ class AuditOptions:
         person: Column that tells authors apart; "" to split by text.
         personal_terms: File of names and other personal terms, one a line; "" for patterns only.
         seed: Of the sample, its halves and the attackers' training.
+
+    Raises:
+        InputError: If the seed is out of range.
     """
 
     public: str
@@ -26,3 +33,6 @@ class AuditOptions:
     person: str = ""
     personal_terms: str = ""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        in_range(0, LARGEST_SEED, seed=self.seed)

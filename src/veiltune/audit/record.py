@@ -36,7 +36,7 @@ class Rate(Record):
     """Clopper-Pearson; takes trials as independent"""
     high: Share
     by_text: tuple[Share, Share] | None = None
-    """bootstrap over whole texts, whose tokens are not independent; None where a trial is a text"""
+    """where trials hang together: over whole texts (of tokens, bootstrap) or over persons (of texts); else None"""
 
     @classmethod
     def of(cls, result: AttackResult, by_text: tuple[float, float] | None = None) -> Self:
@@ -50,6 +50,11 @@ class Rate(Record):
             high=high,
             by_text=by_text,
         )
+
+    def interval(self) -> tuple[float, float]:
+        """Both intervals as one: at each end the wider of the two."""
+        low, high = self.by_text or (self.low, self.high)
+        return min(low, self.low), max(high, self.high)
 
 
 class Estimate(Record):
@@ -105,7 +110,7 @@ class FrequencyBin(Record):
     """Recovery of tokens by how often they occur in the public text."""
 
     label: str
-    """such as "1-9 in 100k tokens" """
+    """such as "1 to under 10": occurrences in 100,000 of its tokens"""
     rate: Rate | None
 
 

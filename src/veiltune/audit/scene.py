@@ -180,6 +180,7 @@ def _adversary(audited: AuditedRun, options: AuditOptions, public: PublicText, *
         privatize=fresh_noise(audited, public.token_ids, views=views, seed=options.seed + 1),
         eta=privatizer.eta * root if isinstance(privatizer, DChi) else None,
         sigma=privatizer.sigma / root if isinstance(privatizer, Gaussian) else None,
+        multipliers=_scales(audited),
         seed=options.seed,
     )
 
@@ -237,6 +238,14 @@ def _multipliers(audited: AuditedRun, rows: list[int]) -> Tensor:
     if fitted is None:
         return torch.ones(sum(len(audited.token_ids[row]) for row in rows))
     return torch.cat([fitted.multipliers(torch.tensor(audited.token_ids[row]), labels[row]) for row in rows])
+
+
+def _scales(audited: AuditedRun) -> Tensor | None:
+    """(C, V) multipliers of eta; 1 for rows of the embedding matrix that the tokenizer has no token for."""
+    fitted = audited.releaser.contributing
+    if fitted is None:
+        return None
+    return torch.nn.functional.pad(fitted.table, (0, _vocab_size(audited) - fitted.table.shape[1]), value=1.0)
 
 
 def _vocab_size(audited: AuditedRun) -> int:

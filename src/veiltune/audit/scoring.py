@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -14,7 +15,7 @@ from veiltune.attacks.sequences import bootstrap_by_text
 from veiltune.audit.record import Control, Estimate, FrequencyBin, Group, GroupName, Rate
 
 HALF_WIDTH = 0.1  # of the interval that a rate must have to be reported
-FREQUENCY_EDGES = (0, 1, 10, 100, 1000)  # occurrences in 100,000 public tokens
+FREQUENCY_EDGES = (1, 10, 100, 1000)  # occurrences in 100,000 public tokens
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class Truth:
     lengths: tuple[int, ...]
     real: Tensor
     calibration: Tensor
+
+    def hits(self, guesses: Tensor) -> Tensor:
+        """(N,) whether each token was guessed."""
+        return guesses == self.ids
 
     def rate(self, hits: Tensor, among: Tensor, *, seed: int) -> Rate | None:
         """The share of hits among some tokens, or None if there are none."""
@@ -67,54 +72,63 @@ def best_attack(hits: Mapping[str, Tensor], attempted: Mapping[str, Tensor], amo
     return max(shares, key=shares.__getitem__) if shares else None
 
 
+def with_enough_tokens(attempted: Mapping[str, Tensor], among: Tensor, truth: Truth) -> list[str]:
+    """Attacks that tried enough tokens of each half for an interval; one on a few texts must not hide the others."""
+    parts = among & truth.calibration, among & ~truth.calibration
+    return [
+        name for name, tried in attempted.items() if min(int((tried & part).sum()) for part in parts) >= tokens_needed()
+    ]
+
+
 def group_rate(
     name: GroupName, description: str, hits: Mapping[str, Tensor], attempted: Mapping[str, Tensor], truth: Truth,
     among: Tensor, *, seed: int,
 ) -> Group:  # fmt: skip
     """One kind of tokens: the strongest attack on them in the calibration half, its rate in the other."""
-    chosen = best_attack(hits, attempted, among & truth.calibration)
-    counted = among & ~truth.calibration
-    if chosen is None or int((counted & attempted[chosen]).sum()) < tokens_needed():
+    enough = with_enough_tokens(attempted, among, truth)
+    chosen = best_attack({attack: hits[attack] for attack in enough}, attempted, among & truth.calibration)
+    if chosen is None:
         return Group(name=name, description=description, needed=2 * tokens_needed())
-    rate = truth.rate(hits[chosen], counted & attempted[chosen], seed=seed)
+    rate = truth.rate(hits[chosen], among & ~truth.calibration & attempted[chosen], seed=seed)
     return Group(name=name, description=description, attack=chosen, rate=rate)
 
 
 def by_frequency(hits: Tensor, truth: Truth, among: Tensor, per_100k: Tensor, *, seed: int) -> list[FrequencyBin]:
     """Recovery by how often the attacked token occurs in 100,000 tokens of public text."""
-    frequency = per_100k[truth.ids]
-    bins = []
-    for low, high in zip(FREQUENCY_EDGES, (*FREQUENCY_EDGES[1:], None), strict=True):
-        inside = among & (frequency >= low) & (frequency < (high or float("inf")))
-        label = f"{low:,} or more" if high is None else "never" if high == 1 else f"{low:,} to {high - 1:,}"
-        bins.append(FrequencyBin(label=label, rate=truth.rate(hits, inside, seed=seed)))
-    return bins
+    frequency, first, last = per_100k[truth.ids], FREQUENCY_EDGES[0], FREQUENCY_EDGES[-1]
+    bins = {"never": frequency == 0, f"less than {first}": (frequency > 0) & (frequency < first)}
+    for low, high in itertools.pairwise(FREQUENCY_EDGES):
+        bins[f"{low:,} to under {high:,}"] = (frequency >= low) & (frequency < high)
+    bins[f"{last:,} or more"] = frequency >= last
+    return [
+        FrequencyBin(label=label, rate=truth.rate(hits, among & inside, seed=seed)) for label, inside in bins.items()
+    ]
 
 
 def privacy_of(rate: Rate) -> Estimate:
     """1 - success, with the wider of the two intervals at each end."""
-    low, high = rate.by_text or (rate.low, rate.high)
-    return Estimate(value=1 - rate.value, low=1 - max(high, rate.high), high=1 - min(low, rate.low))
+    low, high = rate.interval()
+    return Estimate(value=1 - rate.value, low=1 - high, high=1 - low)
 
 
 def shuffled_control(guesses: Tensor, truth: Truth, among: Tensor, attack: str, *, seed: int) -> Control:
-    """Guesses against tokens of other places: they must do no better than chance.
+    """Guesses scored, as all of the audit is, against tokens of other places: they must do no better than chance.
 
     Chance is the probability that a random guess and a random true token of the sample agree. The check fails one
-    time in a thousand by chance alone.
+    time in a thousand by chance alone. It is of the scoring; an attack that was told the truth passes it.
     """
-    guessed, secret = guesses[among], truth.ids[among]
-    order = torch.randperm(len(secret), generator=torch.Generator().manual_seed(seed))
-    result = AttackResult(
-        name="shuffled", successes=int((guessed == secret[order]).sum()), trials=len(secret)
-    )  # fmt: skip
-    chance = collision(guessed, secret)
-    low, high = result.interval(0.999)
+    secret, ids = truth.ids[among], truth.ids.clone()
+    ids[among] = secret[torch.randperm(len(secret), generator=torch.Generator().manual_seed(seed))]
+    shuffled = replace(truth, ids=ids)
+    rate = shuffled.rate(shuffled.hits(guesses), among, seed=seed)
+    assert rate is not None
+    chance = collision(guesses[among], secret)
+    low, high = AttackResult(name="shuffled", successes=rate.successes, trials=rate.trials).interval(0.999)
     return Control(
         name="shuffled",
         description="the strongest attack's guesses scored against the tokens in random order: must be at chance",
         attack=attack,
-        rate=Rate.of(result),
+        rate=rate,
         expected=chance,
         passed=low <= chance <= high,
     )

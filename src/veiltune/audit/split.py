@@ -22,7 +22,7 @@ from veiltune import __version__
 from veiltune.audit.attributes import attribute_attacks, check_attribute
 from veiltune.audit.bounds import Distances, label_bound, representation_bounds
 from veiltune.audit.channels import SideChannels
-from veiltune.audit.inverting import report_inversion, run_suite
+from veiltune.audit.inverting import guesses_of_all, report_inversion, run_suite
 from veiltune.audit.observing import open_run
 from veiltune.audit.options import AuditOptions
 from veiltune.audit.presets import PRESETS
@@ -64,7 +64,7 @@ def audit_run(path: Path, options: AuditOptions, *, reporter: Reporter | None = 
         guesses, entries = run_suite(scene, stages, reporter)
         inversion, controls, strongest = report_inversion(scene, guesses, entries, stages, reporter)
         reporter.phase("the rest", 4)
-        channels = SideChannels(scene, guesses[strongest].ids[:, 0]).run()
+        channels = SideChannels(scene, guesses_of_all(scene, guesses)).run()
         reporter.advance(1)
         labels = label_attacks(audited, seed=options.seed)
         reporter.advance(2)
@@ -153,7 +153,7 @@ def _notes(scene: Scene, attacks: tuple[Attack, ...], why_none: str) -> list[str
 def _write_sample(scene: Scene, guesses: Guesses, attack: str) -> None:
     """A few reported texts, token by token, in the private folder: the only output with words in it."""
     tokenizer, truth = scene.audited.bundle.tokenizer, scene.truth
-    recovered = guesses.ids[:, 0] == truth.ids
+    recovered = truth.hits(guesses.ids[:, 0])
     columns: tuple[Tensor, ...] = (truth.ids, recovered, ~truth.real, scene.groups["personal"], guesses.attempted)
     texts = []
     for ids, found, special, personal, tried in zip(*(c.split(list(truth.lengths)) for c in columns), strict=True):

@@ -27,6 +27,7 @@ from veiltune.models.split import BottomModel
 TOP_K = 5
 CANDIDATES = 64  # a position of the optimising attack and of the language prior
 _TUNING_TOKENS = 2_000
+_NOISELESS = 20.0  # stands for an infinite multiplier: less noise than any other token, more than rounding
 _SHARPNESS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4)
 
 
@@ -45,6 +46,7 @@ class Adversary:
         privatize: Public vectors, row for row, to vectors with the noise that the observed ones have; fresh each time.
         eta: Of that noise if it is d_chi.
         sigma: Of that noise if it is Gaussian.
+        multipliers: (C, V) of eta by class and token, where contributing tokens have less noise.
         seed: Of his own training.
     """
 
@@ -58,6 +60,7 @@ class Adversary:
     privatize: Callable[[Tensor], Tensor]
     eta: float | None
     sigma: float | None
+    multipliers: Tensor | None
     seed: int
     _made: dict[str, Tensor | Inverter] = field(default_factory=dict, repr=False)
 
@@ -138,25 +141,14 @@ def _nearest(adversary: Adversary, values: Tensor, lengths: Sequence[int], prese
 
 def _map(adversary: Adversary, values: Tensor, lengths: Sequence[int], preset: Preset) -> Guesses:
     prior = unigram_log_prior(adversary.public_flat, adversary.vocab_size)
-    likelihood = _likelihood(adversary, prior)
-    return Guesses.of_all(
-        invert_by_map(values, adversary.codebook, log_prior=prior, top_k=TOP_K, **likelihood)
-    )  # fmt: skip
+    return Guesses.of_all(_by_bayes(adversary, values, lengths, prior, top_k=TOP_K)[0])
 
 
 def _lm_prior(adversary: Adversary, values: Tensor, lengths: Sequence[int], preset: Preset) -> Guesses:
     """Candidates and likelihoods from the exact codebook at cut 0, from the linear inverter above it."""
     if adversary.bottom.releases_words:
         unigram = unigram_log_prior(adversary.public_flat, adversary.vocab_size)
-        strength = _likelihood(adversary, unigram)
-        ids, scores = rank_candidates(
-            values,
-            adversary.codebook,
-            top_k=CANDIDATES,
-            log_prior=unigram,
-            eta=strength["eta"],
-            sigma=strength["sigma"],
-        )
+        ids, scores = _by_bayes(adversary, values, lengths, unigram, top_k=CANDIDATES)
     else:
         inverter = adversary.inverter("linear", preset.passes)
         unigram = inverter.log_prior
@@ -218,6 +210,32 @@ INVERSIONS: Mapping[str, InversionAttack] = MappingProxyType(
         "optimize": InversionAttack("optimisation", _TRAINS, _optimize),
     }
 )
+
+
+def _by_bayes(
+    adversary: Adversary, values: Tensor, lengths: Sequence[int], log_prior: Tensor, *, top_k: int
+) -> tuple[Tensor, Tensor]:
+    """Candidates and scores by Bayes' rule, each token by itself.
+
+    Where the noise of a token depends on the class of its text, each class is tried, and for every text the one that
+    explains all of its vectors best is taken.
+    """
+    likelihood = _likelihood(adversary, log_prior)
+    rows: Sequence[Tensor | None] = [None]
+    if adversary.multipliers is not None and adversary.bottom.releases_words:
+        finite = torch.where(adversary.multipliers.isinf(), _NOISELESS, adversary.multipliers)
+        rows = list(finite.unique(dim=0))
+    found = [
+        rank_candidates(
+            values, adversary.codebook, top_k=top_k, log_prior=log_prior, multipliers=row, **likelihood
+        )
+        for row in rows
+    ]  # fmt: skip
+    evidence = torch.stack([scores.logsumexp(dim=1) for _, scores in found])  # (C, N)
+    texts = torch.stack([part.sum(dim=1) for part in evidence.split(list(lengths), dim=1)])  # (B, C)
+    chosen = texts.argmax(dim=1).repeat_interleave(torch.tensor(lengths))
+    ids, scores = (torch.stack(part)[chosen, torch.arange(len(values))] for part in zip(*found, strict=True))
+    return ids, scores
 
 
 def _likelihood(adversary: Adversary, prior: Tensor) -> dict[str, float | None]:

@@ -117,7 +117,8 @@ def audit(
     _refuse_options_of(MODEL, context)
     from veiltune.audit.options import AuditOptions
     from veiltune.audit.split import audit_run
-    from veiltune.terminal import TerminalReporter, print_audit
+    from veiltune.terminal import TerminalReporter
+    from veiltune.terminal_audit import print_audit
 
     options = AuditOptions(
         public=public,

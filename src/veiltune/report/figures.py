@@ -29,10 +29,43 @@ def percent(share: float) -> str:
     return f"{number}\N{NO-BREAK SPACE}%"
 
 
-def interval(rate: Rate) -> tuple[float, float]:
-    """A rate's two intervals as one: at each end the wider of the two."""
-    low, high = rate.by_text or (rate.low, rate.high)
-    return min(low, rate.low), max(high, rate.high)
+def at_most(share: float) -> str:
+    r"""An upper limit in percent, rounded up.
+
+    >>> at_most(0.0074), at_most(0.012)
+    ('0.8\xa0%', '1.2\xa0%')
+    """
+    return f"{outwards(0, 100 * share, 1)[1]}\N{NO-BREAK SPACE}%"
+
+
+def outwards(low: float, high: float, decimals: int = 3) -> tuple[str, str]:
+    """The ends of an interval, rounded so that it never gets narrower.
+
+    >>> outwards(0.4128, 0.594), outwards(0.0, 0.99991)
+    (('0.412', '0.594'), ('0.000', '1.000'))
+    """
+    half = 0.5 * 10.0**-decimals - 1e-9  # what comes that near to a round number is one
+    return f"{low - half:z.{decimals}f}", f"{high + half:z.{decimals}f}"
+
+
+def figure(value: float) -> str:
+    """A number with three decimals; never rounds to a bare 0 or 1 what is neither.
+
+    >>> figure(0.5), figure(1.0), figure(0.9999), figure(0.0001)
+    ('0.500', '1.000', '> 0.999', '< 0.001')
+    """
+    if 0 < value < 0.0005:
+        return "< 0.001"
+    return "> 0.999" if 0.9995 <= value < 1 else f"{value:z.3f}"
+
+
+def limits(estimate: Estimate) -> str:
+    """The interval of an estimate.
+
+    >>> limits(Estimate(value=0.5, low=0.41, high=0.5934))
+    '[0.410, 0.594]'
+    """
+    return f"[{', '.join(outwards(estimate.low, estimate.high))}]"
 
 
 def rate_with_interval(rate: Rate) -> str:
@@ -41,8 +74,8 @@ def rate_with_interval(rate: Rate) -> str:
     >>> rate_with_interval(Rate(successes=1, trials=4, value=0.25, low=0.0063, high=0.8059))
     '25.0\xa0% [0.6, 80.6]'
     """
-    low, high = interval(rate)
-    return f"{percent(rate.value)} [{100 * low:.1f}, {100 * high:.1f}]"
+    low, high = rate.interval()
+    return f"{percent(rate.value)} [{', '.join(outwards(100 * low, 100 * high, 1))}]"
 
 
 def estimate_with_interval(estimate: Estimate) -> str:
@@ -51,7 +84,7 @@ def estimate_with_interval(estimate: Estimate) -> str:
     >>> estimate_with_interval(Estimate(value=0.5, low=0.41, high=0.594))
     '0.500 [0.410, 0.594]'
     """
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return f"{figure(estimate.value)} {limits(estimate)}"
 
 
 def of_ten(share: float, noun: str = "tokens") -> str:

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from veiltune.audit.leakage import Exposure, OneRunBound
 from veiltune.audit.record import Estimate, Rate
-from veiltune.report.figures import label_of, percent, rate_with_interval
+from veiltune.report.figures import at_most, label_of, outwards, percent, rate_with_interval
 
 ATTACKS = MappingProxyType(
     {
@@ -58,12 +58,12 @@ def found_rate(rate: Rate) -> str:
     r"""A rate and its interval; of nothing found an upper limit, never a bare 0 %.
 
     >>> found_rate(Rate(successes=0, trials=500, value=0.0, low=0.0, high=0.0074))
-    'none of 500, at most 0.7\xa0%'
+    'none of 500, at most 0.8\xa0%'
     >>> found_rate(Rate(successes=1, trials=4, value=0.25, low=0.0063, high=0.8059))
     '25.0\xa0% [0.6, 80.6]'
     """
     if rate.successes == 0:
-        return f"none of {rate.trials:,}, at most {percent(rate.high)}"
+        return f"none of {rate.trials:,}, at most {at_most(rate.interval()[1])}"
     return rate_with_interval(rate)
 
 
@@ -71,7 +71,7 @@ def rate_parts(rate: Rate) -> tuple[str, str]:
     r"""A rate, and apart from it its interval and trials.
 
     >>> rate_parts(Rate(successes=0, trials=500, value=0.0, low=0.0, high=0.0074))
-    ('none', 'of 500, at most 0.7\xa0%')
+    ('none', 'of 500, at most 0.8\xa0%')
     >>> rate_parts(Rate(successes=1, trials=4, value=0.25, low=0.0063, high=0.8059))
     ('25.0\xa0%', '[0.6, 80.6] of 4')
     """
@@ -98,7 +98,7 @@ def difference(estimate: Estimate) -> str:
     >>> difference(Estimate(value=0.0, low=-0.009, high=0.009)), difference(Estimate(value=-0.00011, low=-0.01, high=0))
     ('none seen [-0.9, 0.9]', '-0.011\xa0% [-1.0, 0.0]')
     """
-    limits = f"[{_hundredfold(estimate.low)}, {_hundredfold(estimate.high)}]"
+    limits = _limits(estimate)
     if estimate.value == 0:
         return f"none seen {limits}"
     shown = f"{100 * estimate.value:.1f}"
@@ -114,14 +114,14 @@ def share_estimate(estimate: Estimate) -> str:
     'none, at most 2.1\xa0%'
     """
     if estimate.value == 0:
-        return f"none, at most {percent(estimate.high)}"
-    return f"{percent(estimate.value)} [{_hundredfold(estimate.low)}, {_hundredfold(estimate.high)}]"
+        return f"none, at most {at_most(estimate.high)}"
+    return f"{percent(estimate.value)} {_limits(estimate)}"
 
 
 def bits(item: Exposure) -> str:
     """The median of exposures with its interval, or with the range of too few."""
     kind = "range " if item.canaries < _FOR_INTERVAL else ""
-    return f"{item.median_bits:.1f} bits [{kind}{item.low:.1f}, {item.high:.1f}]"
+    return f"{item.median_bits:.1f} bits [{kind}{', '.join(outwards(item.low, item.high, 1))}]"
 
 
 def nominal(share: float) -> str:
@@ -144,9 +144,9 @@ def claimed(bound: OneRunBound) -> str:
 def audited(bound: OneRunBound) -> str:
     """What the canaries certify of epsilon, with the confidence."""
     kind = f"({nominal(bound.confidence)} confidence, delta {bound.delta:g})"
-    return f"at least {bound.epsilon:.2f} {kind}" if bound.epsilon else f"at least 0 {kind}: nothing was certified"
+    least = outwards(bound.epsilon, 0, 2)[0]
+    return f"at least {least} {kind}" if bound.epsilon else f"at least 0 {kind}: nothing was certified"
 
 
-def _hundredfold(share: float) -> str:
-    shown = f"{100 * share:.1f}"
-    return "0.0" if shown == "-0.0" else shown
+def _limits(estimate: Estimate) -> str:
+    return f"[{', '.join(outwards(100 * estimate.low, 100 * estimate.high, 1))}]"

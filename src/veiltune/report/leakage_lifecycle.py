@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from veiltune.audit.lm.gates import figures
-from veiltune.report.figures import label_of
-from veiltune.report.leakage_figures import difference, found_rate
+from veiltune.audit.lm.gates import tpr_at_one_percent
+from veiltune.report.figures import estimate_with_interval, label_of
+from veiltune.report.leakage_figures import difference, found_rate, share_estimate
 from veiltune.report.leakage_sources import ModelRun, Training
 
 _NONE = "not known"
@@ -88,6 +88,6 @@ def _membership(run: ModelRun) -> str:
     found = run.record.membership
     if found is None:
         return "not measured"
-    at_one = figures(run.record)["tpr_at_1_percent"]
-    rate = "" if at_one is None else f"; {at_one:.1%} found at 1 % false alarms"
-    return f"AUC {found.auc.value:.3f} [{found.auc.low:.3f}, {found.auc.high:.3f}]{rate}"
+    at_one = tpr_at_one_percent(run.record)
+    rate = "" if at_one is None else f"; found at 1 % false alarms: {share_estimate(at_one)}"
+    return f"AUC {estimate_with_interval(found.auc)}{rate}"

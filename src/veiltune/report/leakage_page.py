@@ -13,8 +13,9 @@ from markupsafe import Markup
 
 import veiltune
 from veiltune.audit.leakage import ExtractionRate, MembershipAttack
-from veiltune.report import leakage_figures, leakage_plots, leakage_rows, leakage_words, words
+from veiltune.report import leakage_figures, leakage_plots, leakage_rows, leakage_words
 from veiltune.report.figures import label_of, model_label
+from veiltune.report.finding import Finding
 from veiltune.report.leakage_gaps import FPRS, Gap, gaps
 from veiltune.report.leakage_lifecycle import lifecycle
 from veiltune.report.leakage_sources import LeakedSample, ModelRun
@@ -73,7 +74,7 @@ class ModelPage:
         return f"model-{self.run.letter.lower()}"
 
     @cached_property
-    def findings(self) -> list[words.Finding]:
+    def findings(self) -> list[Finding]:
         """The most serious first."""
         return leakage_words.findings(self.run)
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from veiltune.audit.leakage import Discoverable, Exposure, Extraction, Membership, MembershipAttack
-from veiltune.report.figures import estimate_with_interval, percent
+from veiltune.report.figures import estimate_with_interval, outwards
 from veiltune.report.leakage_figures import (
     FAMILIES,
     attack_title,
@@ -268,7 +268,8 @@ def rate_cell(attack: MembershipAttack, fpr: float) -> tuple[str, str] | None:
     rate = next((one for one in attack.tpr_at_fpr if one.fpr == fpr), None)
     if rate is None:
         return None
-    known = f"{rate.false_positives:,} errors: {percent(rate.fpr_low)} to {percent(rate.fpr_high)}"
+    low, high = outwards(100 * rate.fpr_low, 100 * rate.fpr_high, 1)
+    known = f"{rate.false_positives:,} errors: {low} to {high}\N{NO-BREAK SPACE}%"
     return share_estimate(rate.tpr), known
 
 

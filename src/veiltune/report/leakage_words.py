@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from veiltune.audit.leakage import Exposure, ExtractionRate, MembershipAttack, TprAtFpr
 from veiltune.audit.proportions import persons_needed
-from veiltune.report.figures import FEW, estimate_with_interval, of_ten, percent
+from veiltune.report.figures import FEW, at_most, estimate_with_interval, of_ten, outwards
+from veiltune.report.finding import LEVELS, Finding
 from veiltune.report.leakage_figures import (
     FAMILIES,
     attack_title,
@@ -23,7 +24,6 @@ from veiltune.report.leakage_figures import (
     type_title,
 )
 from veiltune.report.leakage_sources import ModelRun
-from veiltune.report.words import LEVELS, Finding
 
 WRONG = "the implementation or the claim is wrong"
 _SURE = 0.55  # an AUC whose upper limit lies above it is not near chance
@@ -86,16 +86,18 @@ def headline(run: ModelRun) -> str:
     elif excess.low > 0:
         parts.append(f"gives away {of_ten(excess.value, 'cue-free values')}")
     else:
-        parts.append(f"no extraction shown (at most {percent(max(0.0, excess.high))})")
+        parts.append(f"no extraction shown (at most {at_most(max(0.0, excess.high))})")
     if found is None:
         parts.append("membership not measured")
     elif not is_blind_unsound(run):
         if found.auc.low > 0.5:
             parts.append("members are told")
         elif found.auc.high < 0.5:
-            parts.append(f"members are told with the ranking turned round (AUC at most {found.auc.high:.3f})")
+            parts.append(
+                f"members are told with the ranking turned round (AUC at most {outwards(0, found.auc.high)[1]})"
+            )
         else:
-            parts.append(f"members not told (AUC at most {found.auc.high:.3f})")
+            parts.append(f"members not told (AUC at most {outwards(0, found.auc.high)[1]})")
     return "; ".join(parts)
 
 
@@ -161,13 +163,13 @@ def _extraction(run: ModelRun) -> Iterator[Finding]:
         yield Finding(
             level="held",
             text="No extraction beyond chance was shown. Excess recall of cue-free personal data is at most"
-            f" {percent(excess.high)} with the strongest attack tried ({title}); it is never known to be 0.",
+            f" {at_most(excess.high)} with the strongest attack tried ({title}); it is never known to be 0.",
         )
     else:
         yield Finding(
             level="caution",
             text="No extraction beyond chance was shown, yet with so few persons excess recall may be as high as"
-            f" {percent(excess.high)} (strongest attack tried: {title}).",
+            f" {at_most(excess.high)} (strongest attack tried: {title}).",
             action=f"For an upper limit of {nominal(_TARGET)} report on at least {persons_needed(_TARGET):,} persons on"
             " each side.",
         )
@@ -237,13 +239,13 @@ def _membership(run: ModelRun) -> Iterator[Finding]:
         yield Finding(
             level="held",
             text="No attack tried tells who was in the training text better than chance: AUC of the strongest"
-            f" ({title}) {auc}, so at most {found.auc.high:.3f}.",
+            f" ({title}) {auc}, so at most {outwards(0, found.auc.high)[1]}.",
         )
     else:
         yield Finding(
             level="caution",
             text="No attack tried tells who was in the training text better than chance, yet with so few persons the"
-            f" AUC may be as high as {found.auc.high:.3f} ({title}, {auc}).",
+            f" AUC may be as high as {outwards(0, found.auc.high)[1]} ({title}, {auc}).",
             action="Audit a corpus with more persons.",
         )
     yield from _repeated(run)

@@ -14,6 +14,7 @@ from markupsafe import Markup
 import veiltune
 from veiltune.errors import InputError
 from veiltune.report import figures, plots, words
+from veiltune.report.finding import Finding
 from veiltune.report.leakage_page import render_leakage
 from veiltune.report.leakage_sources import are_language_models, load_models
 from veiltune.report.plots import Plot
@@ -56,12 +57,7 @@ def write_report(runs: Sequence[Path], output: Path, *, with_text: bool = True) 
         StorageError: If a file cannot be read or written; an older report is intact.
     """
     output = Path(output)
-    if output.is_dir():
-        raise InputError(f"output {output} is a folder; name a file, such as {output / 'report.html'}")
-    if not output.absolute().parent.is_dir():
-        raise InputError(f"output {output} lies in a folder that does not exist; make it first")
-    if output.exists() and not output.read_bytes()[:9].lower() == b"<!doctype":
-        raise InputError(f"output {output} exists and is not an HTML page; name another file")
+    _check_output(output)
     folders = [Path(run) for run in runs]
     if are_language_models(folders):
         models = load_models(folders, with_text=with_text)
@@ -101,7 +97,7 @@ class RunPage:
         return f"run-{self.run.letter.lower()}"
 
     @cached_property
-    def findings(self) -> list[words.Finding]:
+    def findings(self) -> list[Finding]:
         """The most serious first."""
         return words.findings(self.run)
 
@@ -204,6 +200,25 @@ def _tally(text: SampleText) -> str:
     return tally + (f", {sum(personal)} of {len(personal)} personal ones" if personal else "")
 
 
+def _check_output(output: Path) -> None:
+    try:
+        if output.is_dir():
+            raise InputError(f"output {output} is a folder; name a file, such as {output / 'report.html'}")
+        if not output.absolute().parent.is_dir():
+            raise InputError(f"output {output} lies in a folder that does not exist; make it first")
+        if output.exists() and not _is_page(output):
+            raise InputError(f"output {output} exists and is not an HTML page; name another file")
+    except OSError as error:
+        raise InputError(f"output {output} cannot be read: {error.strerror}; name another file") from None
+
+
+def _is_page(path: Path) -> bool:
+    if not path.is_file():  # such as a pipe, which would be waited for
+        return False
+    with path.open("rb") as file:
+        return file.read(9).lower() == b"<!doctype"
+
+
 def _printable(value: object) -> object:
     """Text of others without control characters, such as those that turn the direction of what follows."""
     if isinstance(value, str) and not isinstance(value, Markup):
@@ -225,6 +240,8 @@ def _environment() -> Environment:
         "percent": figures.percent,
         "rate": figures.rate_with_interval,
         "estimate": figures.estimate_with_interval,
+        "figure": figures.figure,
+        "limits": figures.limits,
         "label": figures.label_of,
         "model_label": figures.model_label,
         "headline": words.headline,

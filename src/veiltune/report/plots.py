@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from veiltune.audit.record import Attack, Attribute, FrequencyBin, Rate, RepeatedRelease
 from veiltune.report.figures import (
     estimate_with_interval,
-    interval,
+    figure,
     label_of,
     percent,
     rate_with_interval,
@@ -198,10 +198,10 @@ def _rows(runs: Sequence[Run]) -> tuple[tuple[str, ...], ...]:
     return tuple(
         (
             f"{run.letter} {label_of(run.label)}",
-            f"{run.summary.utility:.3f}",
+            figure(run.summary.utility),
             "not measured"
             if run.summary.customer_alone_utility is None
-            else f"{run.summary.customer_alone_utility:.3f}",
+            else figure(run.summary.customer_alone_utility),
             estimate_with_interval(run.record.inversion.empirical_privacy),
             verdicts[is_dominated(run)],
         )
@@ -234,7 +234,7 @@ def _paint_curve(axes: Axes, points: Sequence[RepeatedRelease], index: int, labe
         clip_on=False,
     )
     for point in points:
-        axes.plot([point.releases] * 2, interval(point.rate), color=colour, linewidth=1.5)
+        axes.plot([point.releases] * 2, point.rate.interval(), color=colour, linewidth=1.5)
 
 
 def _note(axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
@@ -285,7 +285,7 @@ def _dot_plot(points: Sequence[tuple[str, Rate | None, str, bool]], *, title: st
 
 def _paint_rate(axes: Axes, row: int, rate: Rate, marked: bool) -> None:
     colour = SERIES[1] if marked else SERIES[0]
-    low, high = interval(rate)
+    low, high = rate.interval()
     axes.plot([low, high], [row, row], color=colour, linewidth=2, clip_on=False)
     axes.plot(rate.value, row, "D" if marked else "o", color=colour, markersize=8, clip_on=False)
     _note(axes, percent(rate.value), (max(high, rate.value), row), (9, 0), va="center", annotation_clip=False)

@@ -6,45 +6,28 @@ A rule looks at intervals, not at points: "more than by guessing" needs an inter
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from statistics import NormalDist
 
 from veiltune.audit.record import Attack, Attribute
 from veiltune.report.figures import (
     FEW,
     estimate_with_interval,
-    interval,
+    figure,
     label_of,
     of_ten,
     percent,
     rate_with_interval,
     utility_interval,
 )
+from veiltune.report.finding import LEVELS, Finding
 from veiltune.report.sources import Run
 
-Level = Literal["unreliable", "leak", "caution", "held", "note"]
-LEVELS: tuple[Level, ...] = ("unreliable", "leak", "caution", "held", "note")
 _MANY_UNSEEN = 0.1  # of the tokens
 _NEARLY_SURE = 0.9  # AUC
 _NEVER = ("repeated_noise", "replay")
 _ONE_SCALE = "Give all tokens noise of one scale (privacy.cti = off)."
 _CLEAN_FIRST = "Take personal data out of the text before it is released."
 _ALONE = "Do not send these releases: train on the customer's side alone, which does as well and shows nothing."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that the figures mean.
-
-    Attributes:
-        level: unreliable (trust no figure), leak, caution, held (an attack got nowhere), note.
-        text: What it means.
-        action: What to do about it; may be empty.
-    """
-
-    level: Level
-    text: str
-    action: str = ""
 
 
 def is_dominated(run: Run) -> bool | None:
@@ -138,10 +121,10 @@ def _randomness(run: Run) -> Iterator[Finding]:
 
 def _text(run: Run) -> Iterator[Finding]:
     inversion = run.record.inversion
-    low, high = interval(inversion.recovery)
+    low, high = inversion.recovery.interval()
     title, share = label_of(run.title(inversion.strongest)), inversion.recovery.value
     chance = next((control.rate for control in run.record.controls if control.name == "shuffled"), None)
-    if chance is not None and low <= interval(chance)[1]:
+    if chance is not None and low <= chance.interval()[1]:
         yield Finding(
             level="held",
             text=f"The strongest attack tried ({title}) read {of_ten(share)}, no more than by chance. A better"
@@ -171,7 +154,7 @@ def _less_readable(run: Run) -> str:
 
 
 def _groups(run: Run) -> Iterator[Finding]:
-    everything = interval(run.record.inversion.recovery)
+    everything = run.record.inversion.recovery.interval()
     for group in run.record.inversion.groups:
         if group.name == "all":
             continue
@@ -181,14 +164,14 @@ def _groups(run: Run) -> Iterator[Finding]:
                 text=f"Too few {group.name} tokens to tell how well they are protected; {group.needed:,} are needed.",
                 action="Audit more texts." if group.name == "personal" else "",
             )
-        elif interval(group.rate)[0] > everything[1]:
+        elif group.rate.interval()[0] > everything[1]:
             yield Finding(
                 level="leak",
                 text=f"{group.name.capitalize()} tokens are read more often than the rest:"
                 f" {of_ten(group.rate.value, f'{group.name} tokens')}.",
                 action=_CLEAN_FIRST if group.name == "personal" else "",
             )
-        elif group.name == "personal" and interval(group.rate)[1] >= FEW:
+        elif group.name == "personal" and group.rate.interval()[1] >= FEW:
             yield Finding(
                 level="leak",
                 text=f"The vendor can read {of_ten(group.rate.value, 'personal tokens')} (names, addresses, numbers).",
@@ -205,7 +188,7 @@ def _releases(run: Run) -> Iterator[Finding]:
             action="Keep the bottom frozen, so that each text is released once.",
         )
     points = sorted(run.record.inversion.repeated, key=lambda point: point.releases)
-    if len(points) > 1 and interval(points[-1].rate)[0] > interval(points[0].rate)[1]:
+    if len(points) > 1 and points[-1].rate.interval()[0] > points[0].rate.interval()[1]:
         yield Finding(
             level="caution",
             text=f"Were the same texts released {points[-1].releases} times with fresh noise, an attacker would read"
@@ -225,21 +208,21 @@ def _utility(run: Run) -> Iterator[Finding]:
     elif summary.utility <= alone:
         yield Finding(
             level="leak",
-            text=f"Dominated: alone, sending nothing, the customer reaches {alone:.3f}; with the vendor only"
-            f" {summary.utility:.3f}. What the releases show was given away for nothing.",
+            text=f"Dominated: alone, sending nothing, the customer reaches {figure(alone)}; with the vendor only"
+            f" {figure(summary.utility)}. What the releases show was given away for nothing.",
             action=_ALONE,
         )
     elif utility_interval(summary.utility, summary.eval_examples).low <= alone:
         yield Finding(
             level="caution",
-            text=f"The vendor's gain over the customer alone ({summary.utility:.3f} against {alone:.3f}) may be chance"
-            f" on {summary.eval_examples:,} evaluation examples.",
+            text=f"The vendor's gain over the customer alone ({figure(summary.utility)} against {figure(alone)}) may be"
+            f" chance on {summary.eval_examples:,} evaluation examples.",
             action="Evaluate on more examples before relying on the gain.",
         )
     else:
         yield Finding(
             level="held",
-            text=f"Sending paid: {summary.utility:.3f} with the vendor, {alone:.3f} by the customer alone.",
+            text=f"Sending paid: {figure(summary.utility)} with the vendor, {figure(alone)} by the customer alone.",
         )
 
 
@@ -256,7 +239,7 @@ def _labels(run: Run) -> Iterator[Finding]:
             text=f"Labels are disclosed: the returned gradients reveal each one.{measured}",
             action="Set privacy.labels to randomized_response if the labels are private.",
         )
-    elif best and best.reported and labels.bound is not None and interval(best.reported)[0] > labels.bound:
+    elif best and best.reported and labels.bound is not None and best.reported.interval()[0] > labels.bound:
         yield Finding(
             level="leak",
             text=f"An attack read more labels ({rate_with_interval(best.reported)}) than the proven bound"
@@ -310,23 +293,28 @@ def _side_channel(run: Run, attack: Attack) -> Finding | None:
         if attack.reason:  # explained by the audit: not the channel that was looked for
             return Finding(level="note", text=f"{text} But {attack.reason}.")
         return Finding(level="leak", text=text, action=_ONE_SCALE if "radius" in attack.name else "")
-    blind = run.record.labels.majority if "labels" in attack.name else 0.5
-    if auc is None and rate is not None and interval(rate)[0] > blind:
-        text = f"Side channel, {title}: right in {rate_with_interval(rate)} of the cases."
+    blind = _blind_guess(run, attack)
+    if auc is None and rate is not None and rate.interval()[0] > blind:
+        text = f"Side channel, {title}: right in {rate_with_interval(rate)} of the cases, a guess in {percent(blind)}."
         return Finding(level="leak", text=text, action=_ONE_SCALE if "radius" in attack.name else "")
     return None
 
 
+def _blind_guess(run: Run, attack: Attack) -> float:
+    """Success of a guess without looking at the releases; one half where the audit did not write it down."""
+    if "labels" in attack.name:
+        return run.record.labels.majority
+    guess = attack.settings.get("blind_guess")
+    return guess if isinstance(guess, float) else 0.5
+
+
 def _attributes(run: Run) -> Iterator[Finding]:
     for attribute in run.record.attributes:
-        best = best_of(attribute.attacks)
-        if best is None or best.reported is None:
-            yield Finding(
-                level="caution", text=f"No attack on the attribute {label_of(attribute.name)} could be finished."
-            )
-            continue
         name, guess = label_of(attribute.name), percent(attribute.majority.value)
-        if _tells_more_than_guessing(best, attribute):
+        best = max(_telling(attribute), key=lambda attack: attack.auc.value if attack.auc else 0.0, default=None)
+        if not any(attack.reported for attack in attribute.attacks):
+            yield Finding(level="caution", text=f"No attack on the attribute {name} could be finished.")
+        elif best and best.reported:
             yield Finding(
                 level="leak",
                 text=f"The releases tell the attribute {name}: {label_of(best.title)} is right in"
@@ -340,11 +328,19 @@ def _attributes(run: Run) -> Iterator[Finding]:
             )
 
 
-def _tells_more_than_guessing(attack: Attack, attribute: Attribute) -> bool:
-    """By the AUC, whose interval knows of persons with several texts; by the rate only where there is no AUC."""
-    if attack.auc is not None:
-        return attack.auc.low > 0.5
-    return attack.reported is not None and interval(attack.reported)[0] > attribute.majority.value
+def _telling(attribute: Attribute) -> list[Attack]:
+    """Attacks that do better than a guess, with 95 % confidence in all of them together (Bonferroni).
+
+    By the AUC; by the rate where there is none, or more than two classes, of which an AUC is about one. The lower ends
+    are moved out as those of normal estimates.
+    """
+    judged = [(attack, attack.auc.value, attack.auc.low, 0.5) for attack in attribute.attacks if attack.auc]
+    for attack in attribute.attacks:
+        if attack.reported and (attack.auc is None or attribute.classes > 2):
+            judged.append((attack, attack.reported.value, attack.reported.interval()[0], attribute.majority.value))
+    normal = NormalDist()
+    wider = normal.inv_cdf(0.025 / max(1, len(judged))) / normal.inv_cdf(0.025)
+    return [attack for attack, value, low, guess in judged if value - wider * (value - low) > guess]
 
 
 def _auc(attack: Attack) -> str:
@@ -367,14 +363,18 @@ def _extraction(run: Run) -> Iterator[Finding]:
 
 
 def _limits_of_the_audit(run: Run) -> Iterator[Finding]:
-    failed = sum(attack.status == "failed" for attack in run.record.inversion.attacks)
-    if failed:
-        yield Finding(
-            level="caution",
-            text=f"{failed} of {len(run.record.inversion.attacks)} attacks on the text failed to run; one of them might"
-            " have been the strongest.",
-            action="See the reasons in the table of attacks, and audit again.",
-        )
+    record = run.record
+    attributes = {f"the attribute {label_of(item.name)}": item.attacks for item in record.attributes}
+    kinds = {"the text": record.inversion.attacks, "side channels": record.side_channels}
+    for what, attacks in (kinds | {"the labels": record.labels.attacks} | attributes).items():
+        failed = sum(attack.status == "failed" for attack in attacks)
+        if failed:
+            yield Finding(
+                level="caution",
+                text=f"{failed} of {len(attacks)} attacks on {what} failed to run; one of them might have been the"
+                " strongest.",
+                action="See the reasons in the table of attacks, and audit again.",
+            )
     if run.record.sizes.unseen_token_share > _MANY_UNSEEN:
         yield Finding(
             level="caution",

@@ -13,6 +13,7 @@ from veiltune.attacks.operating import non_members_needed
 from veiltune.audit.leakage import LeakageRecord
 from veiltune.audit.lm.subjects import CALIBRATION_SHARE
 from veiltune.audit.proportions import persons_needed
+from veiltune.audit.record import Estimate
 from veiltune.errors import InputError
 
 _OPERATORS: MappingProxyType[str, Callable[[float, float], bool]] = MappingProxyType(
@@ -21,28 +22,25 @@ _OPERATORS: MappingProxyType[str, Callable[[float, float], bool]] = MappingProxy
 _FORM = re.compile(r"\s*([a-z_0-9]+)\s*(>=|<=|>|<)\s*([-+0-9.eE]+)\s*")
 
 
+def tpr_at_one_percent(record: LeakageRecord) -> Estimate | None:
+    """Share of the persons in the text that the strongest attack finds at 1 % false positives; None if not measured."""
+    found = record.membership
+    attacks = () if found is None else (one for one in found.attacks if one.name == found.strongest)
+    rates = (rate for one in attacks if one.level == "person" for rate in one.tpr_at_fpr)
+    return next((rate.tpr for rate in rates if rate.fpr == 0.01), None)
+
+
 def figures(record: LeakageRecord) -> dict[str, float | None]:
     """What a gate may name; None where the audit did not measure it."""
     found, extraction, bound = record.membership, record.extraction, record.audited_epsilon
-    excess = extraction.excess_recall
-    at_one = (
-        []
-        if found is None
-        else [
-            rate
-            for one in found.attacks
-            if one.level == "person" and one.name == found.strongest
-            for rate in one.tpr_at_fpr
-            if rate.fpr == 0.01
-        ]
-    )
+    excess, at_one = extraction.excess_recall, tpr_at_one_percent(record)
     exposures = [one.median_bits for one in record.exposure]
     return {
         "auc": found.auc.value if found else None,
         "auc_lower": found.auc.low if found else None,
         "auc_upper": found.auc.high if found else None,
-        "tpr_at_1_percent": at_one[0].tpr.value if at_one else None,
-        "tpr_at_1_percent_upper": at_one[0].tpr.high if at_one else None,
+        "tpr_at_1_percent": at_one.value if at_one else None,
+        "tpr_at_1_percent_upper": at_one.high if at_one else None,
         "recall": extraction.recall.value,
         "recall_upper": extraction.recall.high,
         "excess_recall": excess.value if excess else None,

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from veiltune._validate import in_range, one_of
+from veiltune.audit.options import LARGEST_SEED
 from veiltune.errors import InputError
 
 
@@ -92,6 +93,7 @@ class LeakageOptions:
 
     def __post_init__(self) -> None:
         one_of(PRESETS, preset=self.preset)
+        in_range(0, LARGEST_SEED, seed=self.seed)
         if (self.manifest is None) == (self.data is None):
             raise InputError("an audit of a language model needs --manifest, or --data together with --pii")
         if (self.data is None) != (self.pii is None):
