@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from veiltune.attacks.averaging import average_views
 from veiltune.attacks.result import AttackResult
 from veiltune.audit import scoring
 from veiltune.audit.attempts import NotApplicableError, attempt
+from veiltune.audit.channels import SideChannels
 from veiltune.audit.practice import practice_noise
 from veiltune.audit.presets import PRESETS
 from veiltune.audit.public import LEAST_TOKENS, read_public
@@ -24,7 +26,7 @@ from veiltune.audit.stages import Stages
 from veiltune.audit.suite import INVERSIONS, Adversary
 from veiltune.audit.tagging import PersonalTagger, read_terms
 from veiltune.errors import DataError, InputError, VeiltuneError
-from veiltune.privatize.mechanisms import DChi
+from veiltune.privatize.mechanisms import DChi, Gaussian
 
 TEXTS, LENGTH = 60, 10
 
@@ -283,3 +285,33 @@ def test_a_stage_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(VeiltuneError):
         stages.tensors("one", crash)
     assert {path.name for path in (tmp_path / "audit").iterdir()} == {"settings"}
+
+
+@pytest.mark.parametrize("mechanism", [DChi, Gaussian])
+def test_labels_behind_the_radius_of_an_average_are_read_at_its_strength(
+    mechanism: type[DChi | Gaussian], generator: torch.Generator
+) -> None:
+    """A trainable bottom's texts are released in every epoch, so the noise that is measured is that of a mean."""
+    views, dim, labels = 9, 64, [0, 1] * 20
+    table = torch.tensor([[1.0, 1.0], [1.0, 2.0]])  # token 1 has half the noise in class 1
+    ids = torch.ones(len(labels) * 5, dtype=torch.long)
+    multipliers = torch.tensor([table[label, 1] for label in labels for _ in range(5)])
+    privatizer = mechanism(dim=dim, eta=4.0, reference_norm=1.0)
+    clean = torch.zeros(len(ids), dim)
+    released = [privatizer.privatize(clean, generator=generator, multipliers=multipliers) for _ in range(views)]
+    scene = SimpleNamespace(
+        audited=SimpleNamespace(
+            releaser=SimpleNamespace(contributing=SimpleNamespace(table=table), privatizer=privatizer),
+            true_labels=labels,
+        ),
+        adversary=SimpleNamespace(special_ids=frozenset(), clean=lambda token_ids: clean),
+        lengths=(5,) * len(labels),
+        rows=list(range(len(labels))),
+        token_ids=ids.view(-1, 5).tolist(),
+        truth=SimpleNamespace(ids=ids),
+        values=average_views(released),
+        views=views,
+    )
+    channels = SideChannels(scene, ids)  # type: ignore[arg-type]
+    channels._reference = clean
+    assert channels._labels()["reported"].value > 0.95

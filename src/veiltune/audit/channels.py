@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from veiltune.attacks.averaging import averaged_eta
 from veiltune.attacks.labels import score_labels
 from veiltune.attacks.ranking import MIN_PER_CLASS, roc_auc, roc_curve
 from veiltune.attacks.sidechannels import (
@@ -105,9 +106,10 @@ class SideChannels:
             raise NotApplicableError("the noise does not depend on the label")
         assert isinstance(privatizer, DChi | Gaussian)
         radii = torch.linalg.vector_norm(self._residuals(), dim=-1)
-        law, dim = privatizer.name, privatizer.dim
+        law = privatizer.name if scene.views == 1 else Gaussian.name  # of a mean of several releases
         found = labels_from_radius(
-            radii, self._guesses, scene.lengths, fitted.table, eta=privatizer.eta, dim=dim, law=law
+            radii, self._guesses, scene.lengths, fitted.table,
+            eta=averaged_eta(privatizer.eta, scene.views), dim=privatizer.dim, law=law,
         )  # fmt: skip
         labels = torch.tensor(scene.audited.true_labels)[scene.rows]
         return {"reported": Rate.of(score_labels(found, labels, "radius_labels"))}
