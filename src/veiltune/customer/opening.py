@@ -16,11 +16,11 @@ from torch import nn
 from veiltune.config import TuneConfig
 from veiltune.customer.batching import encode_texts, padded_length
 from veiltune.customer.outbox import Outbox
-from veiltune.customer.protection import privatizer_for, reference_norm
+from veiltune.customer.protection import LONG_NORM, long_token_share, privatizer_for, reference_norm
 from veiltune.customer.releasing import Releaser
 from veiltune.customer.remote import VendorClient
 from veiltune.dp.plan import DPPlan
-from veiltune.errors import ConfigError, DataError
+from veiltune.errors import ConfigError, DataError, PrivacyError
 from veiltune.models.adapters import attach_peft, trainable_parameters
 from veiltune.models.bundle import Bundle, read_bundle
 from veiltune.models.families import longest_sequence
@@ -31,6 +31,7 @@ from veiltune.runs import RunFolder, atomic_write_bytes
 from veiltune.wire import veiltune_pb2 as pb
 from veiltune.wire.codec import MAX_PADDED_TOKENS, PROTOCOL, WIRE_DTYPES
 
+MOST_LONG_TOKENS = 1 / 3
 NORM_SLACK = 20.0  # the vendor refuses tokens longer than this many times what clean text plus noise should have
 
 
@@ -141,6 +142,31 @@ def check_calls(config: TuneConfig, releaser: Releaser, token_ids: Sequence[Sequ
             f"a batch in {train.micro_batches} micro_batches is up to {largest} texts of {longest} tokens, of which a "
             f"call takes {fitting}; set train.micro_batches = {-(-batch // fitting)}"
         )
+
+
+def long_tokens(
+    config: TuneConfig, bundle: Bundle, releaser: Releaser, token_ids: Sequence[Sequence[int]]
+) -> float | None:
+    """The share of own tokens with less than a third of the noise asked for; None without noise.
+
+    Raises:
+        PrivacyError: If the strength is relative to the public sentences' norm, and it is more than a third of them.
+    """
+    if releaser.privatizer.strength is None:
+        return None
+    share = long_token_share(
+        releaser.clean,
+        token_ids,
+        special_ids=bundle.tokenizer.all_special_ids,
+        reference_norm=releaser.reference_norm,
+    )
+    if config.privacy.eta is None and share > MOST_LONG_TOKENS:
+        raise PrivacyError(
+            f"the vendor's bottom makes {share:.0%} of your tokens more than {LONG_NORM:g} times as long as the public "
+            "sentences that the noise is measured on: they would have less than a third of the noise asked for; use "
+            "another model or cut_layer, or give the noise as privacy.eta"
+        )
+    return share
 
 
 def local_optimizer(config: TuneConfig, bundle: Bundle) -> ResumableAdamW:

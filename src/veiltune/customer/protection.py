@@ -39,8 +39,7 @@ CALIBRATION_TEXTS = (
     "She asked whether the meeting could be moved to Thursday.",
 )
 LONG_NORM = 3.0  # times the reference norm; a token that long has less than a third of the noise asked for
-MOST_LONG_TOKENS = 1 / 3
-NORM_TEXTS, NORM_BATCH = 256, 32
+NORM_BATCH = 32
 
 
 def run_secret(private: Path, noise_seed: int | None) -> bytes:
@@ -88,20 +87,6 @@ def long_token_share(
         norms = clean(batch).norm(dim=-1)[own]
         long, count = long + int((norms > LONG_NORM * reference_norm).sum()), count + len(norms)
     return long / max(count, 1)
-
-
-def check_long_tokens(config: TuneConfig, share: float) -> None:
-    """Refuses a bottom that makes a strength that is relative to public sentences mean little for the own text.
-
-    Raises:
-        PrivacyError: If more than `MOST_LONG_TOKENS` of the tokens are long.
-    """
-    if config.privacy.eta is None and config.privacy.mechanism != "none" and share > MOST_LONG_TOKENS:
-        raise PrivacyError(
-            f"the vendor's bottom makes {share:.0%} of your tokens more than {LONG_NORM:g} times as long as the public "
-            "sentences that the noise is measured on: they would have less than a third of the noise asked for; use "
-            "another model or cut_layer, or give the noise as privacy.eta"
-        )
 
 
 def privatizer_for(config: TuneConfig, *, dim: int, reference_norm: float) -> Privatizer:

@@ -29,18 +29,11 @@ from veiltune.customer.opening import (
     fetch_bundle,
     job_spec,
     local_optimizer,
+    long_tokens,
     make_releaser,
     output_size,
 )
-from veiltune.customer.protection import (
-    NORM_TEXTS,
-    check_long_tokens,
-    contributing_tokens,
-    long_token_share,
-    protect_labels,
-    run_secret,
-    statement,
-)
+from veiltune.customer.protection import contributing_tokens, protect_labels, run_secret, statement
 from veiltune.customer.releasing import Releaser
 from veiltune.customer.remote import JobRewoundError, RemoteJob, VendorClient, ragged
 from veiltune.customer.reporting import Reporter
@@ -54,6 +47,7 @@ from veiltune.wire import veiltune_pb2 as pb
 
 TRAIN, INFERENCE = "train", "inference"
 MAX_REOPENINGS = 5
+NORM_TEXTS = 256  # whose norms are held against the public sentences'
 
 
 @dataclass(frozen=True)
@@ -143,7 +137,8 @@ class _Session:
         self.data = self._encode()
         check_calls(config, self.releaser, self.data.train_ids)
         self.order = secret_order(self.secret, len(self.data.keys))
-        self.long_tokens = self._long_tokens()
+        sample = [self.data.train_ids[i] for i in self.order[:NORM_TEXTS]]
+        self.long_tokens = long_tokens(config, self.bundle, self.releaser, sample)
         self.card = self._card()
         self.seconds_training = 0.0
         self.examples_trained = 0
@@ -187,19 +182,6 @@ class _Session:
             self.label_set.encode(self.eval_table.labels or []),
             [self.releaser.key(sequence) for sequence in train_ids],
         )
-
-    def _long_tokens(self) -> float | None:
-        """The share of tokens that the noise hides less than asked for, on a sample; refuses a bottom made for that."""
-        if self.releaser.privatizer.strength is None:
-            return None
-        share = long_token_share(
-            self.releaser.clean,
-            [self.data.train_ids[i] for i in self.order[:NORM_TEXTS]],
-            special_ids=self.bundle.tokenizer.all_special_ids,
-            reference_norm=self.releaser.reference_norm,
-        )
-        check_long_tokens(self.config, share)
-        return share
 
     def _card(self) -> JobCard:
         """The run's card; a run folder goes on only with the data that it began with."""
