@@ -281,7 +281,7 @@ def test_a_dry_run_prints_the_plan_and_contacts_nobody(
     before = digests(config.parent)
     ended = command("tune", config, "--dry-run", "--set", "privacy.mechanism=d_chi", "--set", "privacy.eta=30")
     assert (ended.code, ended.err) == (0, "")
-    for words in ("16 training texts once each", "d_chi, eta = 30", "DISCLOSED", "after 1 blocks", "SEEDED with 11"):
+    for words in ("16 training texts once each", "d_chi, eta = 30", "DISCLOSED", "after 1 blocks", "SEEDED with 12"):
         assert words in ended.out
     assert digests(config.parent) == before
 

@@ -146,7 +146,8 @@ def test_a_canary_never_reaches_the_vendor(
     assert stage.customer(config).ended() == 0
     predicted = CliRunner().invoke(app, ["predict", config.run, config.data.eval, "-o", str(tmp_path / "out.csv")])
     assert predicted.exit_code == 0
-    assert LABELS["calm"] in (tmp_path / "out.csv").read_text()  # the customer's own file does name it
+    own = (tmp_path / "out.csv").read_text()
+    assert any(label in own for label in LABELS.values())  # the customer's own file does name them
     seen = {
         "wire": recorder.recorded,
         "outputs": [predicted.output.encode(), *(path.read_bytes() for path in tmp_path.glob("process-*"))],
