@@ -236,6 +236,13 @@ def test_an_unfrozen_bottom_released_again(make: Any) -> None:
     assert level_of(make(record(0.5), privacy=said), "up to 3 times") == "leak"
 
 
+@pytest.mark.parametrize(("share", "level"), [(0.2, "caution"), (0.0, None), (None, None)])
+def test_tokens_that_the_noise_hides_less(make: Any, share: float | None, level: str | None) -> None:
+    said = statement()
+    said["representations"]["share_of_tokens_with_less_than_a_third_of_the_noise"] = share
+    assert level_of(make(record(0.5), privacy=said), "20.0\xa0% of the tokens had less than a third") == level
+
+
 @pytest.mark.parametrize(
     ("name", "share", "trials", "words"),
     [

@@ -24,6 +24,7 @@ from veiltune.report.sources import Run
 
 _MANY_UNSEEN = 0.1  # of the tokens
 _NEARLY_SURE = 0.9  # AUC
+_WEAK = 0.01  # of the tokens
 _NEVER = ("repeated_noise", "replay")
 _ONE_SCALE = "Give all tokens noise of one scale (privacy.cti = off)."
 _CLEAN_FIRST = "Take personal data out of the text before it is released."
@@ -187,6 +188,10 @@ def _releases(run: Run) -> Iterator[Finding]:
             text=f"Texts were released up to {made} times with fresh noise, which averages out.",
             action="Keep the bottom frozen, so that each text is released once.",
         )
+    weak = run.privacy.representations.get("share_of_tokens_with_less_than_a_third_of_the_noise")
+    if isinstance(weak, float) and weak >= _WEAK:
+        text = f"{percent(weak)} of the tokens had less than a third of the noise asked for: their vectors are long."
+        yield Finding(level="caution", text=text)
     points = sorted(run.record.inversion.repeated, key=lambda point: point.releases)
     if len(points) > 1 and points[-1].rate.interval()[0] > points[0].rate.interval()[1]:
         yield Finding(
