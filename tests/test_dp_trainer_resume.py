@@ -119,6 +119,17 @@ def test_resumed_with_something_changed_is_refused(changes: dict[str, Any], said
     assert not moved(before, made)  # nothing was loaded
 
 
+@pytest.mark.parametrize("changes", [{"args": {"per_device_train_batch_size": 2}}, {"max_tokens": 16}])
+def test_another_cut_is_other_masks(changes: dict[str, Any], tmp_path: Path) -> None:
+    trainer(tmp_path, dropping_model(), args={"save_strategy": "steps", "save_steps": 2}).train()
+    last = str(tmp_path / "run" / "checkpoint-2")
+    with pytest.raises(PrivacyError, match=r"(per_device_train_batch_size|max_tokens): \S+ in the run, \d+ now"):
+        trainer(tmp_path, dropping_model(), **changes).train(resume_from_checkpoint=last)
+    plain = tmp_path / "plain"
+    trainer(plain, args={"save_strategy": "steps", "save_steps": 2}).train()
+    trainer(plain, **changes).train(resume_from_checkpoint=str(plain / "run" / "checkpoint-2"))  # memory only
+
+
 def test_resumed_with_other_owners_is_refused(tmp_path: Path) -> None:
     claim = plan(num_units=20, expected_batch_size=6, unit="person", steps=2)
     options: dict[str, Any] = {"plan": claim, "args": {"save_strategy": "steps", "save_steps": 1}}
@@ -185,7 +196,7 @@ def test_resumed_on_another_base_model_is_refused(method: str, tmp_path: Path) -
 
 
 def test_resumed_by_another_version_is_refused(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("veiltune.dp.trainer.__version__", "9.9")
+    monkeypatch.setattr("veiltune.dp.trainer.code_version", lambda: "9.9")
     assert "another version of Veiltune" in resume_error(run_folder)
 
 

@@ -7,7 +7,8 @@ import torch
 from scipy.stats import binomtest
 from torch import nn
 
-from veiltune.models.dropout import FastDropout, MaskSource, repeatable_dropout, use_fast_dropout
+from veiltune.csprng import SecureGenerator
+from veiltune.models.dropout import FastDropout, MaskSource, repeatable_dropout, seed_torch, use_fast_dropout
 
 
 def test_rate_and_scale_are_those_of_torch_and_a_wrong_rate_is_noticed() -> None:
@@ -18,6 +19,25 @@ def test_rate_and_scale_are_those_of_torch_and_a_wrong_rate_is_noticed() -> None
     assert binomtest(zeros, 200_000, 0.1).pvalue > 1e-3
     assert binomtest(zeros, 200_000, 0.11).pvalue < 1e-6
     assert dropped.max().item() == pytest.approx(1 / 0.9, rel=1e-4)
+
+
+class SameLowWord(SecureGenerator):
+    """Gives `torch.manual_seed` the same 32 bits whatever its key."""
+
+    def integer(self) -> int:
+        """Of which the CPU's generator takes the low half."""
+        return super().integer() >> 32 << 32
+
+
+def test_masks_hang_on_more_bits_than_can_be_searched() -> None:
+    draws = []
+    with torch.random.fork_rng(devices=[]):
+        for key in (1, 1, 2):
+            seed_torch(SameLowWord(bytes([key]) * 32))
+            draws.append(nn.functional.dropout(torch.ones(4096), 0.5) == 0)
+    assert torch.equal(draws[0], draws[1])
+    assert binomtest(int((draws[0] == draws[2]).sum()), 4096, 0.5).pvalue > 1e-3
+    assert all(binomtest(int(drawn.sum()), 4096, 0.5).pvalue > 1e-3 for drawn in draws)
 
 
 def test_every_dropout_module_is_replaced_and_modes_are_kept() -> None:

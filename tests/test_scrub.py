@@ -128,7 +128,16 @@ def test_a_short_name_is_replaced_wherever_its_own_text_has_it(tmp_path: Path, k
         "Mr [NAME] wrote. Then [NAME] rang, at Leeds, to bleep.", texts[1], "患者：[NAME]。[NAME]今天来过。", texts[3]
     ]  # fmt: skip
     scrub([source], tmp_path / "alone", ScrubOptions(key_file=key, mode="mask", propagate=False))
-    assert texts_of(tmp_path / "alone" / "a.jsonl")[0] == "Mr [NAME] wrote. Then Lee rang, at Leeds, to bleep."
+    assert texts_of(tmp_path / "alone" / "a.jsonl")[0] == "Mr [NAME] wrote. Then [NAME] rang, at Leeds, to bleep."
+
+
+def test_without_propagation_a_record_is_searched_for_what_was_found_in_it(tmp_path: Path, key: Path) -> None:
+    record = "My name is Octavia Brandt. Yours, as ever, OCTAVIA  BRANDT wrote it, not Octavia Brandtner."
+    source = jsonl(tmp_path / "a" / "a.jsonl", [record, "As I said, Octavia Brandt lives there."])
+    scrub([source], tmp_path / "alone", ScrubOptions(key_file=key, mode="mask", propagate=False))
+    first, second = texts_of(tmp_path / "alone" / "a.jsonl")
+    assert first == "My name is [NAME]. Yours, as ever, [NAME] wrote it, not Octavia Brandtner."
+    assert second == "As I said, Octavia Brandt lives there."  # of another record: it may be another person's
 
 
 def test_one_value_has_one_surrogate_in_every_file_and_writing(tmp_path: Path, key: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from veiltune.customer.protection import protect_labels, run_secret
 from veiltune.customer.remote import RemoteJob
 from veiltune.customer.session import tune
 from veiltune.data.tables import LabelSet, read_table
-from veiltune.errors import InputError, InterruptedRunError, RunInUseError
+from veiltune.errors import InputError, InterruptedRunError, ProtocolError, RunInUseError
 from veiltune.models.adapters import attach_peft, trainable_parameters
 from veiltune.models.loading import classifier_model
 from veiltune.models.split import split_model
@@ -241,6 +242,36 @@ def test_prediction_refuses_an_unfinished_run(configure: Callable[..., TuneConfi
     with pytest.raises(InputError, match="not the folder of a finished run"):
         predict(Path(config.run), config.data.eval, tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_privacy_json_counts_what_a_stopped_run_and_a_failed_prediction_released(
+    configure: Callable[..., TuneConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(privacy=D_CHI)
+    with pytest.raises(InterruptedRunError, match="stopped at step 1"):
+        tune(config, stop=lambda: True)
+    assert privacy_of(config)["representations"]["releases"] == ledger_totals(Path(config.run)).releases == TRAIN
+    tune(config)
+    texts, _ = make_texts(40, seed=77)
+    new = write_csv(tmp_path / "new.csv", texts, ["calm"] * 40)
+    monkeypatch.setattr(RemoteJob, "predict", lambda *_: (_ for _ in ()).throw(ProtocolError("nonsense came back")))
+    with pytest.raises(ProtocolError, match="nonsense"):
+        predict(Path(config.run), str(new), tmp_path / "out.csv")
+    counted = ledger_totals(Path(config.run)).releases
+    assert privacy_of(config)["representations"]["releases"] == counted > TRAIN + EVAL
+
+
+def test_a_bottom_that_is_fetched_again_must_be_the_same(configure: Callable[..., TuneConfig], tmp_path: Path) -> None:
+    config = configure(train={"epochs": 1})
+    tune(config)
+    run = Path(config.run)
+    shutil.rmtree(run / "bottom")
+    assert predict(run, config.data.eval, tmp_path / "one.csv") == EVAL
+    shutil.rmtree(run / "bottom")
+    (run / "bottom.digest").write_text("0" * 64)
+    with pytest.raises(InputError, match="expected was 0000"):
+        predict(run, config.data.eval, tmp_path / "two.csv")
+    assert not (run / "bottom").exists() and (run / "bottom.digest").read_text() == "0" * 64
 
 
 def test_a_stopped_run_goes_on_and_a_finished_one_is_only_read(configure: Callable[..., TuneConfig]) -> None:

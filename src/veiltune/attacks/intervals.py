@@ -18,6 +18,8 @@ from veiltune.errors import InputError
 
 Float64 = NDArray[np.float64]
 
+_FEW_GROUPS = 80
+
 
 def wilson(successes: int | float, trials: int | float, confidence: float = 0.95) -> tuple[float, float, float]:
     """A share with its score interval, which never shrinks to a point: 0 of n is not "0 %".
@@ -148,7 +150,8 @@ def share_by_group(hits: Any, groups: Sequence[Hashable], confidence: float = 0.
 
     Guarantee:
         The exact interval at the effective number of trials, which is lessened once more for being an estimate
-        itself: near the stated coverage from some ten groups on, for independent groups.
+        itself; with fewer than 80 groups at no more trials than groups, since an estimate from few can be far too
+        large. Near the stated coverage for independent groups, above it for few of them.
 
     Args:
         hits: (N,) shares in [0, 1].
@@ -168,6 +171,8 @@ def share_by_group(hits: Any, groups: Sequence[Hashable], confidence: float = 0.
     if count < len(groups):
         narrow, wide = (float(t.isf(tail, max(1, size - 1))) for size in (len(groups), count))
         trials *= (narrow / wide) ** 2
+        if count < _FEW_GROUPS:
+            trials = min(trials, count)
     share = float(np.mean(np.asarray(hits, dtype=np.float64)))
     return clopper_pearson(share * trials, trials, confidence)
 

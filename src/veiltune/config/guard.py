@@ -10,7 +10,7 @@ from veiltune.config.base import Address, Count, Device, Positive, Section, Thre
 
 
 class ProtectSection(Section):
-    """Strings that never come out."""
+    """Strings that drawn text does not complete, and whose later part vectors do not tell."""
 
     files: list[str] = Field(default_factory=list)
     """manifests of `data synth` (all in it), CSV, TSV or Parquet with a column `value`, texts of a string a line"""

@@ -72,8 +72,9 @@ def connect(config: TuneConfig) -> VendorClient:
 
 
 def fetch_bundle(config: TuneConfig, client: VendorClient, folder: Path, *, num_labels: int) -> Bundle:
-    """The bottom bundle of a run: downloaded once, its digest checked before every use."""
+    """The bottom bundle of a run: downloaded once, or again to the same digest, which is checked before every use."""
     digest_file = folder.with_suffix(".digest")
+    expected = config.model.digest or (digest_file.read_text() if digest_file.exists() else None)
     if not folder.exists():
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -87,7 +88,7 @@ def fetch_bundle(config: TuneConfig, client: VendorClient, folder: Path, *, num_
             ),
             partial,
         )
-        bundle = read_bundle(partial, expected_digest=config.model.digest or None)
+        bundle = read_bundle(partial, expected_digest=expected)
         atomic_write_bytes(digest_file, bundle.digest.encode())
         partial.rename(folder)
     return read_bundle(folder, expected_digest=config.model.digest or digest_file.read_text())

@@ -21,6 +21,7 @@ from veiltune.customer.opening import (
     output_size,
 )
 from veiltune.customer.protection import run_secret, statement
+from veiltune.customer.releasing import Releaser
 from veiltune.customer.remote import RemoteJob
 from veiltune.customer.reporting import Reporter
 from veiltune.customer.training import checkpoint_steps
@@ -85,16 +86,21 @@ def _predict(config: TuneConfig, run: RunFolder, card: JobCard, texts: Sequence[
         job = RemoteJob(
             client, card.job, next_seq=0, output_size=output_size(config, bundle, num_labels=len(card.labels))
         )
-        logits = predict_logits(job, releaser, bundle.head, token_ids, part="inference", progress=reporter.advance)
-        totals = releaser.ledger.totals()
-        before = run.read_json("privacy.json")
-        content = statement(
-            config,
-            releaser.privatizer,
-            totals,
-            finished_model=before.get("finished_model"),
-            long_tokens=before["representations"].get("share_of_tokens_with_less_than_a_third_of_the_noise"),
-            num_classes=len(card.labels),
-        )
-        run.write_json("privacy.json", content)
-        return logits
+        try:
+            return predict_logits(job, releaser, bundle.head, token_ids, part="inference", progress=reporter.advance)
+        finally:
+            _count_again(config, run, releaser, num_classes=len(card.labels))
+
+
+def _count_again(config: TuneConfig, run: RunFolder, releaser: Releaser, *, num_classes: int) -> None:
+    """Brings privacy.json up to date with what has been released, also by a prediction that failed on its way."""
+    before = run.read_json("privacy.json")
+    content = statement(
+        config,
+        releaser.privatizer,
+        releaser.ledger.totals(),
+        finished_model=before.get("finished_model"),
+        long_tokens=before["representations"].get("share_of_tokens_with_less_than_a_third_of_the_noise"),
+        num_classes=num_classes,
+    )
+    run.write_json("privacy.json", content)

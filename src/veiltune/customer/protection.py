@@ -205,7 +205,9 @@ def statement(
         "contributing_tokens": _contributing_statement(config),
         "labels": _label_statement(config, num_classes),
         "finished_model": finished_model,
-        "lengths": f"shown in multiples of {config.wire.pad_to}" if config.wire.pad_to else "shown exactly",
+        "lengths": f"vectors in multiples of {config.wire.pad_to}; padding can be read as words can"
+        if config.wire.pad_to
+        else "shown exactly",
         "randomness": "operating system CSPRNG"
         if config.noise_seed is None
         else f"noise_seed {config.noise_seed}: for tests only, protects nothing",

@@ -1,10 +1,12 @@
 """From texts to releases: bottom model, mechanism, ledger and outbox, joined here and nowhere else.
 
 Guarantee:
-    A text is privatized once in a run. Its noise comes from a generator derived from the run's secret key and the
-    keyed hash of its tokens, and the result is in the outbox before it is sent, so epochs, retries, resumptions,
-    repeated predictions and duplicate texts all show the vendor the same bytes. What one such release protects is
-    the mechanism's claim; lengths are shown unless `pad_to` hides them.
+    With a frozen bottom a text is privatized once in a run. Its noise comes from a generator derived from the run's
+    secret key and the keyed hash of its tokens, and the result is in the outbox before it is sent, so epochs, retries,
+    resumptions, repeated predictions and duplicate texts all show the vendor the same bytes. With a bottom that trains
+    each example has noise of its own in each epoch; retries and resumptions show the same bytes. What one release
+    protects is the mechanism's claim. Lengths are shown; with `pad_to` the number of vectors is rounded, but padding
+    is a known token, which is recognised as surely as words are.
 """
 
 from __future__ import annotations

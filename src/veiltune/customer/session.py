@@ -150,7 +150,10 @@ class _Session:
         protected, flips = self._protect()
         if self.config.split.bottom == "frozen":
             self._make_releases(protected)
-        opened, utility, busy = self._carry_out(protected, flips, stop)
+        try:
+            opened, utility, busy = self._carry_out(protected, flips, stop)
+        finally:
+            self._write_privacy()  # of a run that was stopped, too: what was released was released
         summary = {
             "utility": utility,
             "utility_metric": "accuracy",
@@ -169,7 +172,6 @@ class _Session:
             "strength": None if self.releaser.privatizer.strength is None else vars(self.releaser.privatizer.strength),
             "seeds": {"train": self.config.train.seed, "noise": self.config.noise_seed},
         }
-        self._write_privacy()
         self.run.write_json("summary.json", summary)
         return summary
 

@@ -164,7 +164,8 @@ class _Run:
         report = {
             "format": 1,
             "settings": settings,
-            "versions": {"veiltune": __version__, "datasketch": version("datasketch")},
+            "versions": {"veiltune": __version__}
+            | ({"datasketch": version("datasketch")} if self._options.threshold < 1 else {}),
             "files": [
                 {"name": source.path.name, "records": sum(e["records"] for e in output.entries)}
                 | {"kept": sum(e["kept"] for e in output.entries)}

@@ -79,7 +79,8 @@ class Pseudonyms:
         A surrogate is no value of the table, of any type, nor one of those to avoid; and two values have two
         surrogates, unless their form has too few harmless ones (American telephone numbers beyond some 70 000, IP
         addresses beyond some 700). Without the key, a surrogate tells nothing of its value but its form: its length,
-        its separators, the country of a number. Whoever has the key can test a guess. Not covered: a surrogate name
+        its separators, the country or the first three digits of a number, what of a Chinese address stands before its
+        numbers. Whoever has the key can test a guess. Not covered: a surrogate name
         may be that of a living person, and a telephone number of other forms than American and Chinese mobile may be
         in use.
 

@@ -101,31 +101,38 @@ class Replacer:
 
     def _places(self, text: str, spans: Spans) -> list[Place]:
         found = [Place(a, b, (type, canonical(type, text[a:b])), True, text[a:b]) for a, b, type in spans]
-        known = [] if self._alone else list(_again(text, found))
+        known = list(_again(text, found, long_ones=self._alone is not None))
         if self._finder:
             known += (
                 Place(a, b, self._keys[number], False, text[a:b])
                 for a, b, number in self._finder.find(text)
-                if not self._is_common_word(number, text[a:b])
+                if not _is_common_word(self._keys[number][0], self._texts[number], text[a:b])
             )
         covered = {(place.start, place.end) for place in found}
         known = [place for place in known if (place.start, place.end) not in covered]
         return apart(text, [*found, *known]) if known else found
 
-    def _is_common_word(self, number: int, old: str) -> bool:
-        """A name of one word, written small, is a word: "mark", "will"."""
-        text = self._texts[number]
-        return self._keys[number][0] == "name" and " " not in text and old.islower() and not text.islower()
+
+def _is_common_word(type: str, value: str, old: str) -> bool:
+    """A name of one word, written small, is a word: "mark", "will"."""
+    return type == "name" and " " not in value and old.islower() and not value.islower()
 
 
-def _again(text: str, found: list[Place]) -> Iterator[Place]:
-    """Names that are too short to be looked for everywhere ("Lee", "王明"), wherever else the same text has them."""
+def _again(text: str, found: list[Place], *, long_ones: bool) -> Iterator[Place]:
+    """What was found in a text, wherever else the same text has it.
+
+    Names that are too short to be looked for everywhere ("Lee", "王明"); the long ones, in any case and with any white
+    space, only where nothing is looked for everywhere.
+    """
     for place in found:
-        name = text[place.start : place.end]
-        if place.key[0] == "name" and not long_enough(name):
-            edge = "" if HAN.search(name) else r"\b"
-            for other in re.finditer(f"{edge}{re.escape(name)}{edge}", text):
-                yield Place(other.start(), other.end(), place.key, False, name)
+        is_long = long_enough(place.old)
+        if not (long_ones if is_long else place.key[0] == "name"):
+            continue
+        before, after = ("", "") if HAN.search(place.old) else (r"(?<!\w)", r"(?!\w)")
+        pattern = before + r"\s+".join(map(re.escape, place.old.split())) + after
+        for other in re.finditer(pattern, text, re.IGNORECASE if is_long else 0):
+            if not _is_common_word(place.key[0], place.old, other[0]):
+                yield Place(other.start(), other.end(), place.key, False, other[0])
 
 
 def apart(text: str, places: list[Place]) -> list[Place]:

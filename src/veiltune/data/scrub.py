@@ -122,9 +122,10 @@ def scrub(
         Every place that the detector finds is replaced, and every other occurrence, in any of the files, of a value
         that it found once (after normalisation, at word boundaries, unless the value is shorter than 4 letters or 3
         Chinese characters). No surrogate is a value that was found, or occurs in the files as it stands. Without
-        `propagate` both hold for each record by itself only. Not covered:
+        `propagate` the first holds for each record by itself, and a surrogate may occur in the files. Not covered:
         what the detector never finds; what a person can be told by without being named; a value that is written
-        differently than by case, width or one kind of white space (numbers: than by their separators).
+        differently than by case, width or one kind of white space (numbers: than by their separators); a name of one
+        word where it is written small, as a word.
 
     Args:
         files: .jsonl, .csv, .tsv or .txt, UTF-8; never changed.

@@ -131,7 +131,7 @@ def clipped_grad_sum(
         ``sensitivity()`` in L2, twice that for replacing one; up to float32 rounding of the sum itself. It holds if
         the loss of a row depends on that row alone (`checks.probe` tests it on the model). A sum, never a mean:
         dividing by the drawn batch size would leak it. How rows are cut into micro-batches changes memory, not the
-        result (up to rounding); all rows of a unit must be in one of them.
+        result (up to rounding, and but for dropout's masks); all rows of a unit must be in one of them.
 
     ====================================  ==========================================
     unit                                  contribution

@@ -27,6 +27,7 @@ from veiltune.dp.noise import noisy_mean
 from veiltune.dp.plan import DPPlan
 from veiltune.dp.sampling import Units, micro_batches, whole
 from veiltune.errors import InputError, PrivacyError
+from veiltune.models.dropout import has_dropout, seed_torch
 
 Collate = Callable[[Sequence[Any]], Batch]
 
@@ -68,7 +69,8 @@ class DPEngine:
         key: 32 secret bytes that sampling and noise derive from; None draws them. Keep it as secret as the table.
         units: Who owns which example; None: each example is a unit.
         lengths: Tokens of each example, to put like with like; None asks ``len(example["input_ids"])``.
-        max_rows: Examples differentiated at once. Memory, not the result.
+        max_rows: Examples differentiated at once. Memory, not the result; with dropout also the result, because other
+            cuts have other masks: then keep it, `max_tokens` and the number of processes for all of a run.
         max_tokens: Padded tokens differentiated at once; None is no limit.
         bf16: Matrix products in bfloat16.
         pad_rows: Fill each micro-batch to `max_rows` with rows that count nothing, for compilers that like one shape.
@@ -187,9 +189,8 @@ class DPEngine:
         more than clipping allows; under a secret one they are what they might have been anyway.
         """
         device = next(self.model.parameters()).device
-        seed = self._generator.derive("dropout", step, parallel.world()[0]).integer()
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+            seed_torch(self._generator.derive("dropout", step, parallel.world()[0]))
             yield
 
     def _clipped_sum(self, step: int) -> tuple[ClippedSum, int]:
@@ -213,8 +214,8 @@ class DPEngine:
             total.add(self.model, self._collated(units), loss=self.loss, bf16=self._bf16)
             total.forget_last(beyond=len(units))  # rows that only fill up
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error) or self._halved or len(units) < 2:
-                raise
+            if not _is_out_of_memory(error) or self._halved or len(units) < 2 or has_dropout(self.model):
+                raise  # with dropout halves would have other masks, and a step done again another sum
             self._halved, self._fill = True, max(1, self._max_rows // 2)
             self._say(f"out of memory: micro-batches are halved to {self._fill} rows from here on")
         else:

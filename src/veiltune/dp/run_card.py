@@ -30,7 +30,7 @@ class RunCard:
         plan: `DPPlan.to_dict`.
         data: Fingerprint of the training rows under the run's key.
         model: Fingerprint of weights, configuration and encoded rows under the run's key.
-        version: Of Veiltune: other code might compute other gradients under the same noise.
+        version: `code_version`: other code might compute other gradients under the same noise.
     """
 
     plan: dict[str, Any]

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from veiltune import __version__
+from veiltune.code_version import code_version
 from veiltune.config import TrainConfig, dump_toml
 from veiltune.dp import parallel
 from veiltune.dp.checkpoints import Checkpoints, forget_after
@@ -117,7 +117,9 @@ def _trained(config: TrainConfig, reporter: TrainReporter, stop: Callable[[], bo
         rows, notes = scrubbed(thinned.tables.train, defences, run.private / "data", private=private)
         ready = replace(thinned.tables, train=rows)
         prepared = prepare(config, ready, key=key, notes=[*thinned.notes, *notes])
-        check_same_card(run, RunCard(plan.to_dict(), tables.fingerprint(key), prepared.fingerprint(key), __version__))
+        check_same_card(
+            run, RunCard(plan.to_dict(), tables.fingerprint(key), prepared.fingerprint(key), code_version())
+        )
         with storage_errors(run.path):
             return _Session(config, run, plan, prepared, ready, units, key, reporter).train(stop)
 

@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
-from veiltune import __version__
+from veiltune.code_version import code_version
 from veiltune.csprng import KEY_BYTES
 from veiltune.dp import parallel
 from veiltune.dp.checks import check_optimizer
@@ -29,6 +29,7 @@ from veiltune.dp.losses import LossFn, loss_for
 from veiltune.dp.plan import DPPlan
 from veiltune.dp.sampling import Units
 from veiltune.errors import InputError, PrivacyError
+from veiltune.models.dropout import has_dropout
 from veiltune.models.loading import settings_digest, weights_digest
 from veiltune.runs import atomic_write_bytes, private_folder
 
@@ -63,16 +64,14 @@ class DPTrainer(Trainer):
         trainer = DPTrainer(model, args, plan=plan, train_dataset=train, data_collator=collate)
         trainer.train()
 
-    Of the arguments, ``per_device_train_batch_size`` is how many examples are differentiated at once (memory, not the
-    result), ``max_steps``, ``num_train_epochs`` and ``max_grad_norm`` are the plan's (others are refused), and
-    logs have ``epsilon``, what has been spent so far. Under torchrun each process takes a share of each logical batch
-    and the noise is drawn once.
+    Of the arguments, ``per_device_train_batch_size`` is how many examples are differentiated at once (memory; the
+    result only if the model has dropout), ``max_steps``, ``num_train_epochs`` and ``max_grad_norm`` are the plan's
+    (others are refused), and logs have ``epsilon``, what has been spent. Under torchrun processes share each batch.
 
     A checkpoint resumes exactly: draws and noise derive from one key and the step. Another plan, table, key, frozen
     weight, update argument or version of Veiltune is refused, and so is a checkpoint without the optimizer's state
-    (``save_only_model=True``). What is neither there nor in the weights is the caller's to keep: the loss, the
-    collator, LoRA's scale, dropout. The key is kept apart from the checkpoints, in ``<output_dir>.private`` (mode
-    0700): who has it can take the noise off.
+    (``save_only_model=True``). The caller keeps the loss, the collator, LoRA's scale and dropout. The key is apart from
+    the checkpoints, in ``<output_dir>.private`` (mode 0700): who has it can take the noise off.
 
     Guarantee:
         The plan's (`veiltune.dp.plan`), for the weights at any step. It does not cover what else the Trainer writes:
@@ -290,7 +289,7 @@ class DPTrainer(Trainer):
         return {
             "plan": self.plan.to_dict(),
             "arguments": self._arguments(),
-            "version": __version__,
+            "version": code_version(),
             "model": f"{_frozen_digest(cast(nn.Module, self.model))} {settings_digest(self.model)}",
             "key": hashlib.blake2b(key=key, person=b"veiltune-dp-key", digest_size=16).hexdigest(),
             "table": digest.hexdigest(),
@@ -299,6 +298,9 @@ class DPTrainer(Trainer):
     def _arguments(self) -> dict[str, Any]:
         """What an update depends on, besides the plan."""
         values = {name: getattr(self.args, name) for name in _UPDATE_ARGUMENTS}
+        if has_dropout(cast(nn.Module, self.model)):  # other cuts of a batch have other masks
+            values["per_device_train_batch_size"] = self.args.per_device_train_batch_size
+            values |= {"max_tokens": self._max_tokens, "processes": parallel.world()[1]}
         plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
         return plain
 

@@ -51,7 +51,8 @@ class ProtectedStrings:
 
     Guarantee:
         Text drawn without the `withheld` tokens, and ended where all are, never completes a protected string, in any
-        case, width or accent, with any punctuation between, however it is cut into tokens. It does not cover other
+        case (but for the dotless i), width or accent that Unicode writes as a mark of its own (not the strokes of ø and
+        ł), with any punctuation between, however it is cut into tokens. It does not cover other
         writings: look-alike letters of other scripts, digits in words, translations, a string told backwards or in
         pieces with letters between.
 

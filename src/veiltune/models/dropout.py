@@ -14,7 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from veiltune.csprng import SecureGenerator
+
 _LEVELS = 2**16
+_MT_WORDS = 624  # of torch's CPU generator, at 8 bytes each behind 24 bytes of seed and counters
 
 
 class MaskSource:
@@ -77,6 +80,23 @@ def dropout_rates(module: nn.Module) -> list[tuple[nn.Module, str]]:
     ]
 
 
+def has_dropout(module: nn.Module) -> bool:
+    """Whether any rate inside a module is above 0."""
+    return any(getattr(owner, name) > 0 for owner, name in dropout_rates(module))
+
+
+def seed_torch(generator: SecureGenerator) -> None:
+    """Seeds torch's global generators: the CPU's with 19,968 bits, CUDA's with 63.
+
+    `torch.manual_seed` takes 32 for the CPU, which can be searched: too few for masks that nobody may know.
+    """
+    torch.manual_seed(generator.integer())
+    state = torch.get_rng_state()
+    words = (generator.uniform((_MT_WORDS,)) * 2.0**53).astype(np.uint64) & np.uint64(2**32 - 1)
+    state[24 : 24 + 8 * _MT_WORDS] = torch.from_numpy(words.view(np.uint8))
+    torch.set_rng_state(state)
+
+
 @contextlib.contextmanager
 def repeatable_dropout(source: MaskSource, seed: int, step: int, micro_batch: int) -> Iterator[None]:
     """Seeds the source, and torch's global generator inside the block, so that a lost pass repeats exactly.
@@ -87,5 +107,5 @@ def repeatable_dropout(source: MaskSource, seed: int, step: int, micro_batch: in
     digest = hashlib.sha256(f"{seed}/{step}/{micro_batch}".encode()).digest()
     source.seed(digest)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        seed_torch(SecureGenerator(digest))
         yield

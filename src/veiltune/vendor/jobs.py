@@ -90,7 +90,7 @@ class JobStore:
             connection.execute(_INSERT_CALL, [call._asdict() for call in calls])
 
     def next_seq(self, job_id: str) -> int:
-        """One more than the largest seq carried out; numbers are never used again, not even after a rewind."""
+        """One more than the largest seq noted; passes are noted with their update, so a kill frees their numbers."""
         with self._session() as session:
             largest = session.scalar(select(func.max(Call.seq)).where(Call.job_id == job_id))
             return 0 if largest is None else largest + 1
