@@ -117,4 +117,6 @@ def main(address: str, credentials: str) -> float:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: split_loop.py HOST:PORT CREDENTIALS_FOLDER")
     main(*sys.argv[1:3])

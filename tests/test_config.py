@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from veiltune.config import TrainConfig, TuneConfig, VendorConfig, dump_toml, load_config
+from veiltune.config.base import Section
 from veiltune.config.guard import GuardConfig
 from veiltune.errors import ConfigError
 
@@ -96,15 +97,16 @@ def test_later_override_wins_and_empty_removes(path: Path) -> None:
         ("train.epochs=1.5", "train.epochs must be a valid integer, got 1.5"),
         ("train.epochs=true", "train.epochs must be a valid integer, got True"),
         ("train.rank=0", "train.rank must be greater than or equal to 1, got 0"),
-        ("train.rank=4294967296", "train.rank must be less than 2147483648, got 4294967296"),
+        ("train.rank=4294967296", "train.rank must be less than or equal to 1024, got 4294967296"),
         ("train.seed=-1", "train.seed must be greater than or equal to 0, got -1"),
         (f"train.seed={2**63}", f"train.seed must be less than {2**63}, got {2**63}"),
         ("train.threads=1000000", "train.threads must be less than or equal to 1024, got 1000000"),
         ("split.cut_layer=4294967296", "split.cut_layer must be less than 2147483648, got 4294967296"),
         ("wire.pad_to=65537", "wire.pad_to must be less than or equal to 65536, got 65537"),
         ("vendor.timeout_seconds=1e300", "vendor.timeout_seconds must be less than or equal to 86400, got 1e+300"),
-        ("privacy.noise_to_norm=inf", "privacy.noise_to_norm must be a finite number, got inf"),
-        ("privacy.noise_to_norm=-1", "privacy.noise_to_norm must be greater than 0, got -1"),
+        ("privacy.noise_to_norm=inf", "privacy.noise_to_norm must be less than or equal to 10000, got inf"),
+        ("privacy.noise_to_norm=-1", "privacy.noise_to_norm must be greater than or equal to 0.000001, got -1"),
+        ("vendor.credentials=me", "vendor has credentials, which plaintext does not use; remove one of the two"),
         ("privacy.mechanism=d_chl", "privacy.mechanism must be 'none', 'd_chi' or 'gaussian', got 'd_chl'"),
         ("privacy.eta=1", "privacy needs exactly one of eta, noise_to_norm, snr_db, got eta, noise_to_norm"),
         ("privacy.noise_to_norm=", "privacy needs exactly one of eta, noise_to_norm, snr_db, got none of them"),
@@ -120,6 +122,19 @@ def test_later_override_wins_and_empty_removes(path: Path) -> None:
 )
 def test_refusals_name_the_override(path: Path, override: str, message: str) -> None:
     assert refusal(path, override) == f"--set {override}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("cls", "other", "tree"),
+    [(TrainConfig, "tune", "split.cut_layer = 1"), (TuneConfig, "train", 'defences.preset = "dp"')],
+)
+def test_a_configuration_of_another_command_is_named(cls: type[Section], other: str, tree: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f'model.digest = ""\n{tree}\n')
+    with pytest.raises(
+        ConfigError, match=f"is a configuration of `veiltune {other}`; this command is for another kind"
+    ):
+        load_config(cls, path)
 
 
 def test_refusals_name_the_file(path: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_run_without_privacy_and_one_of_so_many_steps(path: Path) -> None:
         (["privacy.epsilon="], "privacy needs exactly one of epsilon, noise_multiplier, disabled = true, got none of them"),  # noqa: E501
         (["privacy.epsilon=0"], "privacy.epsilon must be greater than 0, got 0"),
         (["privacy.delta=1"], "privacy.delta must be less than 1, got 1"),
-        (["privacy.clip_norm=inf"], "privacy.clip_norm must be a finite number, got inf"),
+        (["privacy.clip_norm=inf"], "privacy.clip_norm must be less than or equal to 1000000, got inf"),
         (["privacy.clipping=ghost"], "privacy.clipping must be 'flat', 'per_layer' or 'automatic', got 'ghost'"),
         (["privacy.epsilom=3"], "unknown key 'privacy.epsilom'; did you mean 'epsilon'?"),
         (["train.epsilon=4"], "unknown key 'train.epsilon'; did you mean 'privacy.epsilon'?"),

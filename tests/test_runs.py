@@ -51,7 +51,9 @@ def test_the_same_run_is_taken_up_again(tmp_path: Path) -> None:
 
 def test_another_config_is_refused(tmp_path: Path) -> None:
     RunFolder.create(tmp_path / "run", config=CONFIG)
-    with pytest.raises(InputError, match="holds a run with another configuration; name another folder as `run`"):
+    with pytest.raises(
+        InputError, match=r"another configuration \(dtype: .* in the run, 'int8' now.*\); restore it, or"
+    ):
         RunFolder.create(tmp_path / "run", config='dtype = "int8"\n')
     assert RunFolder(tmp_path / "run").config_path.read_text() == CONFIG
 

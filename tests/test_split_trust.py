@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from parties import Vendor, open_job, running_vendor
-from runs_helper import make_texts, tune_config, write_tables
+from runs_helper import ledger_totals, make_texts, tune_config, write_csv, write_tables
 from veiltune.config import TuneConfig
 from veiltune.customer.batching import epoch_batches, secret_order
 from veiltune.customer.opening import encode
@@ -18,7 +18,7 @@ from veiltune.customer.prediction import predict
 from veiltune.customer.protection import long_token_share
 from veiltune.customer.remote import JobRewoundError, ragged
 from veiltune.customer.session import tune
-from veiltune.errors import ConfigError, PrivacyError, ProtocolError, RunInUseError, VendorRefusedError
+from veiltune.errors import ConfigError, InputError, PrivacyError, ProtocolError, RunInUseError, VendorRefusedError
 from veiltune.privatize.release import release_key
 from veiltune.runs import RunFolder
 from veiltune.vendor.service import CLOSED_REMEMBERED, VendorService
@@ -166,6 +166,36 @@ def test_outputs_of_another_width_are_refused(
     monkeypatch.setattr(VendorService, "_forward", wide)
     with pytest.raises(ProtocolError, match=rf"shape must be \[8, {2 if head == 'vendor' else 32}\], got \[8, 7\]"):
         tune(configure(privacy={"labels": labels}, split={"head": head}))
+
+
+def test_a_diverged_run_says_so(configure: Callable[..., TuneConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    def nonsense(_: VendorService, __: str, request: pb.ForwardRequest) -> pb.ForwardReply:
+        return pb.ForwardReply(outputs=encode_tensor(torch.full((len(request.rows.index), 2), torch.nan)))
+
+    monkeypatch.setattr(VendorService, "_forward", nonsense)
+    with pytest.raises(
+        InputError, match=r"the outputs of step 0 .* diverged; lower train\.learning_rate, in a new run"
+    ):
+        tune(configure())
+
+
+def test_what_a_prediction_cannot_finish_without_is_looked_at_before_it_sends(
+    configure: Callable[..., TuneConfig], tmp_path: Path
+) -> None:
+    config = configure(train={"epochs": 1})
+    tune(config)
+    write_csv(tmp_path / "new.csv", *make_texts(5, seed=99))
+    run = RunFolder(config.run)
+    before = ledger_totals(run.path)
+    with pytest.raises(InputError, match="not a folder; name an existing one"):
+        predict(run.path, str(tmp_path / "new.csv"), tmp_path / "none" / "out.csv")
+    for name in ("privacy.json", "private/secret"):
+        (run.path / name).rename(tmp_path / "away")
+        with pytest.raises(InputError, match=name):
+            predict(run.path, str(tmp_path / "new.csv"), tmp_path / "out.csv")
+        assert not (run.path / name).exists()
+        (tmp_path / "away").rename(run.path / name)
+    assert ledger_totals(run.path) == before
 
 
 def test_predictions_wait_for_nobody_and_refuse_a_run_in_use(

@@ -25,6 +25,29 @@ from veiltune.errors import InputError, RunInUseError, StorageError, VeiltuneErr
 _TEMPORARY = ".tmp-"
 
 
+def toml_differences(before: bytes, now: str) -> list[str]:
+    """One line per key in which two TOML documents differ."""
+    try:
+        mine = _flat(tomllib.loads(before.decode()))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return ["config.toml is no longer TOML"]
+    theirs = _flat(tomllib.loads(now))
+    keys = dict.fromkeys([*mine, *theirs])
+    return [
+        f"{key}: {mine.get(key, 'not set')!r} in the run, {theirs.get(key, 'not set')!r} now"
+        for key in keys
+        if mine.get(key) != theirs.get(key)
+    ]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and their values."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turns an OSError of the body (disk full, no permission) or SQLite's into a one-line StorageError."""
@@ -116,7 +139,11 @@ class RunFolder:
         elif run.config_path.name not in present:
             raise InputError(f"{run.path} is not empty and holds no run; name another folder as `run`")
         elif run.config_path.read_bytes() != resolved:
-            raise InputError(f"{run.path} holds a run with another configuration; name another folder as `run`")
+            changes = "; ".join(toml_differences(run.config_path.read_bytes(), config)) or "another spelling"
+            raise InputError(
+                f"{run.path} holds a run with another configuration ({changes}); restore it, or name another folder as"
+                " `run`"
+            )
         run._drop_torn_line()
         return run
 

@@ -72,6 +72,8 @@ def open_run(path: Path) -> Iterator[AuditedRun]:
     if not (private / "ledger.sqlite").exists() or not any((private / "outbox").glob("*.safetensors")):
         raise InputError(f"{path} has no outbox: nothing was sent, or its private folder was removed")
     config = load_config(TuneConfig, run.config_path, [])
+    if not (path / "summary.json").exists():
+        raise InputError(f"{path} is not the folder of a finished run; finish it with the command that began it")
     bundle = read_bundle(path / "bottom", expected_digest=_pinned(path, config))
     table, evaluation, labels = read_tables(config)
     token_ids = encode(config, bundle, table.texts)

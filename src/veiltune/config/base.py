@@ -59,8 +59,17 @@ def load_config(cls: type[Config], path: str | Path, overrides: Sequence[str] = 
         ConfigError: If the file is missing or is not UTF-8 TOML, or a key or value is not allowed; one line.
     """
     tree = _read_toml(Path(path))
+    _check_kind(cls, tree, path)
     sources = {_apply_override(tree, override): f"--set {override}" for override in overrides}
     return parse_config(cls, tree, where=str(path), sources=sources)
+
+
+def _check_kind(cls: type[Section], tree: Mapping[str, Any], path: str | Path) -> None:
+    """Tells the configuration of a split run from that of private fine-tuning, which have sections of one name."""
+    ours, split = cls.model_fields.keys(), "split" in tree or "vendor" in tree
+    if split != ("split" in ours) and ("split" in ours or "defences" in ours) and (split or "defences" in tree):
+        command = "tune" if split else "train"
+        raise ConfigError(f"{path} is a configuration of `veiltune {command}`; this command is for another kind of run")
 
 
 def parse_config(

@@ -71,13 +71,13 @@ class BudgetSection(Section):
 
     epsilon: Positive | None = None
     """of the whole run; the noise is calibrated to it"""
-    noise_multiplier: Positive | None = None
+    noise_multiplier: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """standard deviation of the noise / clip_norm; epsilon is then what it is"""
     disabled: bool = False
     """no clipping and no noise: the yardstick, which protects nothing"""
     delta: Annotated[float, Field(ge=1e-12, lt=1)] | None = None
     """not set: the smaller of 1e-5 and 1 / (10 units)"""
-    clip_norm: Positive = 1.0
+    clip_norm: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     """L2 norm that a unit's gradient is clipped to"""
     clipping: Literal["flat", "per_layer", "automatic"] = "flat"
     """the whole gradient, each tensor apart, or scaled to the norm always (AUTO-S)"""
@@ -110,7 +110,7 @@ class FineTuningSection(Section):
     """of LoRA's updates or of RGP's gradient carriers"""
     alpha: Positive = 16.0
     """of LoRA; updates are scaled by alpha / rank"""
-    adapter_size: Count = 64
+    adapter_size: Annotated[int, Field(ge=1, le=2**16)] = 64
     """bottleneck of an adapter or a Compacter"""
     phm_dim: Count = 4
     """Compacter: Kronecker products of this many terms"""
@@ -124,7 +124,7 @@ class FineTuningSection(Section):
     """updates"""
     batch_size: Positive = 32.0
     """units of one update on average: each is drawn independently (Poisson), so sizes vary"""
-    learning_rate: Positive = 1e-3
+    learning_rate: Annotated[float, Field(gt=0, le=1e3)] = 1e-3
     """peak of the schedule"""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """of the learning rate after the warm-up; linear and cosine end at 0"""

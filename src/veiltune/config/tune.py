@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from veiltune.config.base import Address, Count, NonNegative, Positive, Section, Seed, Threads, check_loopback
+from veiltune.config.base import Address, Count, Positive, Section, Seed, Threads, check_loopback
 
 
 class VendorSection(Section):
@@ -26,6 +26,8 @@ class VendorSection(Section):
     def _needs_credentials(self) -> Self:
         if self.plaintext:
             check_loopback(self.address)
+            if self.credentials:
+                raise ValueError("has credentials, which plaintext does not use; remove one of the two")
         elif not self.credentials:
             raise ValueError("needs credentials, the enrolment folder that the vendor issued")
         return self
@@ -34,7 +36,7 @@ class VendorSection(Section):
 class ModelSection(Section):
     """Which bottom model the customer accepts."""
 
-    digest: str = ""
+    digest: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
     """sha256 that the vendor's bottom bundle must have; empty keeps to the first and reports it in summary.json"""
 
 
@@ -73,11 +75,11 @@ class ModelPrivacySection(Section):
 
     epsilon: Positive | None = None
     """claimed for each example of the training table; the noise is calibrated to it"""
-    noise_multiplier: Positive | None = None
+    noise_multiplier: Annotated[float, Field(ge=1e-3, le=1e6)] | None = None
     """standard deviation of the noise / clip_norm; epsilon is then what it is"""
     delta: Annotated[float, Field(ge=1e-12, lt=1)] | None = None
     """not set: the smaller of 1e-5 and 1 / (10 examples)"""
-    clip_norm: Positive = 1.0
+    clip_norm: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     """L2 norm that an example's gradient is clipped to, at the vendor"""
 
     @model_validator(mode="after")
@@ -92,11 +94,11 @@ class PrivacySection(Section):
 
     mechanism: Literal["none", "d_chi", "gaussian"] = "d_chi"
     """noise on each token's representation"""
-    eta: Positive | None = None
+    eta: Annotated[float, Field(ge=1e-9, le=1e9)] | None = None
     """strength, 1 / distance: smaller is more private"""
-    noise_to_norm: Positive | None = None
+    noise_to_norm: Annotated[float, Field(ge=1e-6, le=1e4)] | None = None
     """strength as mean noise norm / mean representation norm: larger is more private"""
-    snr_db: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    snr_db: Annotated[float, Field(ge=-200, le=200)] | None = None
     """strength as signal-to-noise ratio in decibels: smaller is more private"""
     cti: Literal["off", "budget", "top"] = "off"
     """contributing tokens get less noise: by score, or only the top fraction"""
@@ -135,13 +137,13 @@ class TrainSection(Section):
 
     method: Literal["lora", "bitfit", "adapter"] = "lora"
     """what trains in the vendor's part"""
-    rank: Count = 8
+    rank: Annotated[int, Field(ge=1, le=1024)] = 8
     """of LoRA"""
-    alpha: Positive = 16.0
+    alpha: Annotated[float, Field(gt=0, le=1e4)] = 16.0
     """of LoRA; updates are scaled by alpha / rank"""
     dropout: Annotated[float, Field(ge=0, le=0.9)] = 0.0
     """on the PEFT parameters' inputs"""
-    adapter_size: Count = 64
+    adapter_size: Annotated[int, Field(ge=1, le=4096)] = 64
     """bottleneck of an adapter"""
     epochs: Count = 3
     """passes over the training table"""
@@ -149,9 +151,9 @@ class TrainSection(Section):
     """examples of one update"""
     micro_batches: Count = 1
     """calls that a batch is sent in"""
-    learning_rate: Positive = 5e-4
+    learning_rate: Annotated[float, Field(gt=0, le=1e3)] = 5e-4
     """peak of the schedule"""
-    weight_decay: NonNegative = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.01
     """of AdamW"""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.06
     """share of the steps in which the learning rate rises"""

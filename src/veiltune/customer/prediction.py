@@ -58,6 +58,13 @@ def predict(
         raise InputError(f"{run.path} is not the folder of a finished run; finish it with the command that began it")
     if output.exists():
         raise InputError(f"{output} exists; name another file for the predictions")
+    if not output.parent.is_dir():
+        raise InputError(f"{output.parent} is not a folder; name an existing one for the predictions")
+    if not (run.private / "secret").exists():
+        raise InputError(
+            f"{run.path} has lost its private/secret: the same texts would get other noise; start a new run"
+        )
+    run.read_json("privacy.json")  # is brought up to date after the prediction, which is then paid for
     config = load_config(TuneConfig, run.config_path, [])
     card = JobCard.load(run.private)
     if card is None:

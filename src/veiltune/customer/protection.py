@@ -196,7 +196,7 @@ def statement(
             "releases": totals.releases,
             "max_releases_per_example": totals.max_releases_per_example,
             "tokens": totals.tokens,
-            "share_of_tokens_with_less_than_a_third_of_the_noise": long_tokens,
+            "share_of_tokens_with_less_than_a_third_of_the_noise": long_tokens if config.privacy.cti == "off" else None,
             "bottom": config.split.bottom,
             "replay": "each text once, the same bytes ever after"
             if frozen

@@ -21,11 +21,12 @@ from veiltune.customer.batching import epoch_batches, learning_rate_at, micro_ba
 from veiltune.customer.releasing import Releaser
 from veiltune.customer.remote import PendingForward, RemoteJob, ragged
 from veiltune.dp.plan import DPPlan
-from veiltune.errors import InterruptedRunError, PrivacyError
+from veiltune.errors import InputError, InterruptedRunError, PrivacyError
 from veiltune.models.dropout import MaskSource, repeatable_dropout, use_fast_dropout
 from veiltune.models.optim import ResumableAdamW
 from veiltune.privatize.labels import corrected_cross_entropy
 from veiltune.runs import atomic_write_bytes
+from veiltune.wire.codec import NotFiniteError
 
 KEPT_CHECKPOINTS = 2
 
@@ -242,7 +243,13 @@ class Trainer:
             seen[key] += 1
 
     def _learn(self, pending: PendingForward, values: Tensor | None, part: list[int], batch_size: int) -> float:
-        outputs = pending.outputs(values)
+        try:
+            outputs = pending.outputs(values)
+        except NotFiniteError:
+            raise InputError(
+                f"the outputs of step {pending.step} are not finite: training has diverged; lower train.learning_rate,"
+                " in a new run"
+            ) from None
         outputs.retain_grad()
         if values is not None:
             values.retain_grad()

@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tomllib
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +17,7 @@ from veiltune.config import TrainConfig, dump_toml
 from veiltune.csprng import KEY_BYTES
 from veiltune.dp.plan import DPPlan
 from veiltune.errors import ConfigError, InputError, PrivacyError
-from veiltune.runs import RunFolder, atomic_write_bytes
+from veiltune.runs import RunFolder, atomic_write_bytes, toml_differences
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def check_same_run(run: RunFolder, config: TrainConfig, plan: DPPlan) -> None:
             "restore the plan and the table, or name another folder as `run`"
         )
     if run.config_path.exists():
-        changes = config_differences(run.config_path.read_bytes(), config)
+        changes = toml_differences(run.config_path.read_bytes(), dump_toml(config))
         if changes:
             raise ConfigError(
                 f"{run.path} was begun with another configuration ({'; '.join(changes)}); restore it, or name another "
@@ -116,26 +114,3 @@ def check_same_card(run: RunFolder, card: RunCard) -> None:
                 f"the {what} has changed since run {run.path} began, and the same noise on two different sums can be "
                 "subtracted; restore it, or name another folder as `run`"
             )
-
-
-def config_differences(before: bytes, config: TrainConfig) -> list[str]:
-    """One line per key in which a resolved configuration (as TOML) and another differ."""
-    try:
-        mine = _flat(tomllib.loads(before.decode()))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError):
-        return ["config.toml is no longer TOML"]
-    theirs = _flat(tomllib.loads(dump_toml(config)))
-    keys = dict.fromkeys([*mine, *theirs])
-    return [
-        f"{key}: {mine.get(key, 'not set')!r} in the run, {theirs.get(key, 'not set')!r} now"
-        for key in keys
-        if mine.get(key) != theirs.get(key)
-    ]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys and their values."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat

@@ -175,7 +175,7 @@ def _groups(run: Run) -> Iterator[Finding]:
         elif group.name == "personal" and group.rate.interval()[1] >= FEW:
             yield Finding(
                 level="leak",
-                text=f"The vendor can read {of_ten(group.rate.value, 'personal tokens')} (names, addresses, numbers).",
+                text=f"The vendor can read {of_ten(group.rate.value, 'personal tokens')} ({group.description}).",
                 action=_CLEAN_FIRST,
             )
 

@@ -33,6 +33,10 @@ _TORCH_DTYPES = {
 }
 
 
+class NotFiniteError(ProtocolError):
+    """A tensor with NaN or infinity."""
+
+
 def encode_tensor(tensor: Tensor, dtype: pb.DType = pb.DTYPE_FLOAT32) -> pb.Tensor:
     """Packs a tensor of at most three dimensions.
 
@@ -113,7 +117,7 @@ def decode_raw(message: pb.Tensor, *, expected: Sequence[int | None]) -> tuple[T
 def check_values(values: Tensor, *, norm_bound: float | None) -> None:
     """Refuses NaN, infinity and vectors (last axis) longer than the bound."""
     if not bool(torch.isfinite(values).all()):
-        raise ProtocolError("tensor holds NaN or infinity; only finite values are accepted")
+        raise NotFiniteError("tensor holds NaN or infinity; only finite values are accepted")
     if norm_bound is not None and values.numel():
         largest = float(values.norm(dim=-1).max())
         if largest > norm_bound:
