@@ -240,7 +240,9 @@ def test_changed_data_on_resumption(command: Callable[..., Ended], config: Path)
 def test_another_configuration_over_a_run(command: Callable[..., Ended], config: Path) -> None:
     assert command("tune", config).code == 0
     before = digests(config.parent / "run")
-    command("tune", config, "--set", "train.epochs=2").refused(2, "holds a run with another configuration")
+    for dry in ((), ("--dry-run",)):
+        command("tune", config, "--set", "train.epochs=2", *dry).refused(2, "another configuration (train.epochs: ")
+        command("tune", config, "--set", f"run={config}", *dry).refused(2, "is a file; name a folder as `run`")
     assert digests(config.parent / "run") == before
 
 

@@ -18,7 +18,7 @@ from runs_helper import wait_until
 from train_helper import classification_config
 from veiltune.config import TrainConfig, dump_toml
 from veiltune.dp.session import train
-from veiltune.errors import InputError, InterruptedRunError, PrivacyError, RunInUseError, StorageError
+from veiltune.errors import InputError, InterruptedRunError, PrivacyError, RunInUseError
 from veiltune.runs import RunFolder
 
 STEPS, EVERY, KILLED_AT = 60, 8, 27  # or a little later
@@ -157,6 +157,6 @@ def test_a_run_folder_has_one_writer(tmp_path: Path, tiny_folder: Path) -> None:
 
 def test_a_run_that_is_a_file(tmp_path: Path, tiny_folder: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(StorageError, match="cannot write"):
+    with pytest.raises(InputError, match="file is a file; name a folder as `run`"):
         train(classification_config(tmp_path, tiny_folder, run=str(tmp_path / "file")))
     assert (tmp_path / "file").read_text() == "mine"

@@ -130,22 +130,39 @@ class RunFolder:
             InputError: If the folder holds something else, or a run with another configuration.
             StorageError: If it cannot be written.
         """
-        run, resolved = cls(path), config.encode()
+        run, is_begun = cls(path), cls.is_begun(path, config=config)
+        if not is_begun:
+            with storage_errors(run.path):
+                run.path.mkdir(parents=True, exist_ok=True)
+            atomic_write_bytes(run.config_path, config.encode())
+        run._drop_torn_line()
+        return run
+
+    @classmethod
+    def is_begun(cls, path: str | Path, *, config: str) -> bool:
+        """Whether the folder holds this very run; False if it is empty or not there. Writes nothing.
+
+        Raises:
+            InputError: If it is a file, or holds something else or a run with another configuration.
+            StorageError: If it cannot be read.
+        """
+        run = cls(path)
         with storage_errors(run.path):
-            run.path.mkdir(parents=True, exist_ok=True)
-            present = {entry.name for entry in run.path.iterdir() if not entry.name.startswith(_TEMPORARY)}
+            if run.path.exists() and not run.path.is_dir():
+                raise InputError(f"{run.path} is a file; name a folder as `run`")
+            entries = run.path.iterdir() if run.path.exists() else ()
+            present = {entry.name for entry in entries if not entry.name.startswith(_TEMPORARY)}
         if not present:
-            atomic_write_bytes(run.config_path, resolved)
-        elif run.config_path.name not in present:
+            return False
+        if run.config_path.name not in present:
             raise InputError(f"{run.path} is not empty and holds no run; name another folder as `run`")
-        elif run.config_path.read_bytes() != resolved:
+        if run.config_path.read_bytes() != config.encode():
             changes = "; ".join(toml_differences(run.config_path.read_bytes(), config)) or "another spelling"
             raise InputError(
                 f"{run.path} holds a run with another configuration ({changes}); restore it, or name another folder as"
                 " `run`"
             )
-        run._drop_torn_line()
-        return run
+        return True
 
     @contextlib.contextmanager
     def held(self) -> Iterator[RunFolder]:

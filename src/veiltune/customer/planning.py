@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from veiltune.config import TuneConfig
+from veiltune.config import TuneConfig, dump_toml
 from veiltune.customer.model_privacy import model_plan
 from veiltune.customer.session import read_tables
 from veiltune.dp.plan import DPPlan
 from veiltune.privatize.labels import keep_probability
+from veiltune.runs import RunFolder
 
 
 def plan(config: TuneConfig) -> dict[str, str]:
-    """The run in words, a line each. Reads the data, contacts nobody."""
+    """The run in words, a line each. Reads the data and looks at the run folder, writes nothing, contacts nobody."""
+    RunFolder.is_begun(config.run, config=dump_toml(config))
     train, evaluation, labels = read_tables(config)
     private = model_plan(config, len(train.texts))
     steps = private.steps if private else -(-len(train.texts) // config.train.batch_size) * config.train.epochs
