@@ -101,8 +101,12 @@ BAD_OPTIONS: dict[str, tuple[list[str], int, str]] = {
     "wrong text column": (["data.text_column=txet"], 2, "has no column 'txet'; did you mean 'text'?"),
     "wrong label column": (["data.label_column=lable"], 2, "has no column 'lable'; did you mean 'label'?"),
     "a file that is not there": (["data.train=nowhere.csv"], 2, "nowhere.csv does not exist"),
-    "eta 0": (["privacy.mechanism=d_chi", "privacy.eta=0"], 2, "privacy.eta must be greater than 0, got 0"),
-    "eta below 0": (["privacy.mechanism=d_chi", "privacy.eta=-2.5"], 2, "privacy.eta must be greater than 0, got -2.5"),
+    "eta 0": (
+        ["privacy.mechanism=d_chi", "privacy.eta=0"],
+        2,
+        "privacy.eta must be greater than or equal to 0.000000001, got 0",
+    ),
+    "eta below 0": (["privacy.mechanism=d_chi", "privacy.eta=-2.5"], 2, "privacy.eta must be greater than or equal to"),
     "no strength": (["privacy.mechanism=d_chi"], 2, "needs exactly one of eta, noise_to_norm, snr_db"),
     "cut below 0": (["split.cut_layer=-1"], 2, "split.cut_layer must be greater than or equal to 0, got -1"),
     "cut beyond the model": (["split.cut_layer=9"], 4, "cut_layer must be a whole number in [0, 4]"),
@@ -111,7 +115,8 @@ BAD_OPTIONS: dict[str, tuple[list[str], int, str]] = {
     "unknown word": (["wire.dtype=fp64"], 2, "wire.dtype must be"),
     "vendor down": (["vendor.address=127.0.0.1:9"], 4, "no answer from the vendor at 127.0.0.1:9"),
     "no credentials": (["vendor.credentials=nowhere"], 2, "nowhere/tenant.crt is missing"),
-    "plaintext to a TLS port": (["vendor.plaintext=true"], 4, "no answer from the vendor"),
+    "plaintext to a TLS port": (["vendor.plaintext=true", "vendor.credentials="], 4, "no answer from the vendor"),
+    "plaintext with credentials": (["vendor.plaintext=true"], 2, "has credentials, which plaintext does not use"),
     "another bundle than agreed": ([f"model.digest={'0' * 64}"], 2, f"expected was {'0' * 64}"),
 }
 

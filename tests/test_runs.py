@@ -137,8 +137,10 @@ def test_a_real_full_device() -> None:
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
-    with pytest.raises(StorageError, match=r"cannot write .*run: File exists"):
+    with pytest.raises(InputError, match=r"run is a file; name a folder as `run`"):
         RunFolder.create(tmp_path / "run", config=CONFIG)
+    with pytest.raises(StorageError, match=r"cannot .*Not a directory"):
+        RunFolder.create(tmp_path / "run" / "below", config=CONFIG)
 
 
 def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
