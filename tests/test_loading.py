@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 import tiny
 from veiltune.errors import InputError, UnsupportedModelError
 from veiltune.models.families import FAMILIES
-from veiltune.models.loading import MODELS, BaseModel, classifier_model, load_base, weights_digest
+from veiltune.models.loading import MODELS, BaseModel, classifier_model, load_base, settings_digest, weights_digest
 from veiltune.models.split import split_model
 
 
@@ -138,3 +138,10 @@ def test_masked_lm_checkpoint_loads_as_backbone(tmp_path: Path, tokenizer: PreTr
     BertForMaskedLM(BertConfig(num_hidden_layers=1, vocab_size=99)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert type(load_base(str(tmp_path)).model).__name__ == "BertModel"
+
+
+def test_settings_of_a_model_without_a_configuration_of_transformers() -> None:
+    plain = torch.nn.Linear(2, 2)
+    before = settings_digest(plain)
+    plain.config = {"width": 2}  # somebody's own
+    assert settings_digest(plain) == before

@@ -89,7 +89,7 @@ class DPTrainer(Trainer):
 
     Raises:
         InputError: If an argument does not fit.
-        PrivacyError: If the model cannot be trained privately, or a resumed run was another one.
+        PrivacyError: If the model cannot train privately, or a resumed run was another one.
     """
 
     def __init__(
@@ -299,8 +299,8 @@ class DPTrainer(Trainer):
         """What an update depends on, besides the plan."""
         values = {name: getattr(self.args, name) for name in _UPDATE_ARGUMENTS}
         if has_dropout(cast(nn.Module, self.model)):  # other cuts of a batch have other masks
-            values["per_device_train_batch_size"] = self.args.per_device_train_batch_size
-            values |= {"max_tokens": self._max_tokens, "processes": parallel.world()[1]}
+            cut = {"max_tokens": self._max_tokens, "processes": parallel.world()[1]}
+            values |= cut | {"per_device_train_batch_size": self.args.per_device_train_batch_size}
         plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
         return plain
 

@@ -148,8 +148,8 @@ def settings_digest(model: object) -> str:
 
     Of nothing if the model has none.
     """
-    settings = getattr(model, "config", None)
-    said = {} if settings is None else settings.to_dict()
+    tell = getattr(getattr(model, "config", None), "to_dict", dict)
+    said = dict(tell())
     for name in ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"):
         said.pop(name, None)
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
