@@ -263,6 +263,14 @@ def test_hashes_of_words() -> None:
     assert len(exact_hash("")) == 16
 
 
+def test_texts_without_words_and_vowel_signs_are_told_apart(tmp_path: Path) -> None:
+    texts = ["+++", "???", ":-) :-)", "+++", "ดี", "ดา", "ดี!", "हिन्दी", "हिनदी", "\u2764\ufe0f", "\U0001f600"]
+    for threshold in (1.0, 0.8):
+        output = tmp_path / f"{threshold}"
+        dedupe([write(tmp_path / "x.jsonl", texts)], output, DedupeOptions(threshold=threshold))
+        assert kept(output) == [0, 1, 2, 4, 5, 7, 8, 9, 10]
+
+
 def test_the_command(tmp_path: Path) -> None:
     source = write(tmp_path / "x.jsonl", ["a b", "A b.", "c"], ["p", "p", "p"])
     arguments = [

@@ -132,14 +132,17 @@ def refusals(rank: int) -> list[str]:
     All examples have one length, as packed ones do.
     """
     said = []
-    other, rows = model(), [{"input_ids": (row["input_ids"] * 4)[:12]} for row in table(60)]
+    other, mirrored = model(), model()
+    rows = [{"input_ids": (row["input_ids"] * 4)[:12]} for row in table(60)]
     if rank == 1:
         with torch.no_grad():
             next(p for p in other.parameters() if p.requires_grad).add_(1e-3)
+            next(mirrored.parameters()).neg_()
     persons = [f"p{(row + (rank == 1) * (row < 2)) % 20}" for row in range(60)]
     people = plan(num_units=20, unit="person", expected_batch_size=6)
     for made, examples, options in (
         (other, rows, {"plan": plan()}),
+        (mirrored, rows, {"plan": plan()}),
         (model(), rows if rank == 0 else rows[::-1], {"plan": plan()}),
         (model(), rows, {"plan": people, "units": Units.persons(persons)}),
     ):
@@ -259,8 +262,8 @@ def test_one_process_short_of_memory_changes_nothing(both: list[dict[str, Any]])
 
 def test_different_weights_or_tables_are_refused_in_every_process(both: list[dict[str, Any]]) -> None:
     for process in both:
-        weights, examples, persons = process["refusals"]
-        assert "hold different weights" in weights
+        weights, mirrored, examples, persons = process["refusals"]
+        assert "hold different weights" in weights and "hold different weights" in mirrored
         assert "hold different examples" in examples and "hold different examples" in persons
 
 

@@ -472,6 +472,7 @@ def test_columns_that_are_not_looked_at_are_named(tmp_path: Path) -> None:
     files = [str(lines), str(table), str(tmp_path / "c.txt")]
     result = CliRunner().invoke(app, ["data", "scrub", *files, str(tmp_path / "out")])
     assert "copied as they are: columns 'id', 'mail', 'name', 'p'" in result.output.replace("\n", " ")
+    assert "names were found by the words around them only" in result.output.replace("\n", " ")
     report = json.loads((tmp_path / "out" / "scrub.json").read_text())
     assert report["other_columns_as_they_were"] == ["id", "mail", "name", "p"]
 
@@ -481,4 +482,5 @@ def test_the_command(tmp_path: Path, key: Path) -> None:
     options = ["--mode", "mask", "--types", "email, phone", "--person-column", "person", "--key-file", str(key)]
     result = CliRunner().invoke(app, ["data", "scrub", str(source), str(tmp_path / "out"), *options])
     assert "1 of 2 records changed; replaced 1 of type email, 1 of type phone" in result.output.replace("\n", " ")
+    assert "names were found" not in result.output
     assert texts_of(tmp_path / "out" / "x.jsonl")[0] == "Dear Ann Stone, we ring [PHONE] or write to [EMAIL]."

@@ -142,11 +142,19 @@ def test_privacy_json_says_in_words_what_happens_to_labels(configure: Callable[.
         "mode": "disclosed",
         "statement": "labels disclosed: the returned gradients reveal every label exactly",
     }
-    config = configure(run=f"{open_labels.run}-rr", privacy={"labels": "randomized_response", "label_epsilon": 2.0})
+    answers = D_CHI | {"labels": "randomized_response", "label_epsilon": 2.0}
+    config = configure(run=f"{open_labels.run}-rr", noise_seed=None, privacy=answers, train={"epochs": 1})
     tune(config)
     labels = privacy_of(config)["labels"]
     assert (labels["mode"], labels["claimed_label_epsilon"]) == ("randomized_response", 2.0)
     assert labels["keep_probability"] == pytest.approx(math.exp(2) / (math.exp(2) + 1))
+    assert privacy_of(config)["representations"]["composed_eta"] > 0
+    seeded = configure(run=f"{open_labels.run}-seeded", noise_seed=4, privacy=answers, train={"epochs": 1})
+    tune(seeded)
+    assert privacy_of(seeded)["labels"]["claimed_label_epsilon"] == "inf"
+    assert privacy_of(seeded)["representations"]["composed_eta"] == "inf"
+    for part in ("labels", "representations"):
+        assert "whoever knows noise_seed" in privacy_of(seeded)[part]["statement"]
 
 
 def test_noise_from_the_system_differs_from_run_to_run(configure: Callable[..., TuneConfig]) -> None:

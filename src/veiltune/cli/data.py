@@ -126,6 +126,8 @@ def scrub(
     typer.echo(
         f"{output}: {summary.touched:,} of {summary.records:,} records changed; replaced {replaced or 'nothing'}"
     )
+    if "name" in chosen and not ner:
+        typer.echo("names were found by the words around them only; --ner finds others, --known those of your lists")
     others = [name for name in summary.other_columns if name != person_column]
     if others:
         typer.echo(f"not looked at and copied as they are: columns {', '.join(map(repr, others[:20]))}")

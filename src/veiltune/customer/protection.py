@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -40,6 +41,7 @@ CALIBRATION_TEXTS = (
 )
 LONG_NORM = 3.0  # times the reference norm; a token that long has less than a third of the noise asked for
 NORM_BATCH = 32
+_SEEDED = "nothing is protected: whoever knows noise_seed draws the same noise and takes it away"
 
 
 def run_secret(private: Path, noise_seed: int | None) -> bytes:
@@ -184,11 +186,10 @@ def statement(
     num_classes: int,
 ) -> dict[str, object]:
     """privacy.json: what was released how often, what that is claimed to protect, and what it does not."""
-    frozen = config.split.bottom == "frozen"
+    frozen, seeded = config.split.bottom == "frozen", config.noise_seed is not None
+    claim = privatizer.claim(num_releases=max(totals.max_releases_per_example, 1), scaled=config.privacy.cti != "off")
     return {
-        "representations": privatizer.claim(
-            num_releases=max(totals.max_releases_per_example, 1), scaled=config.privacy.cti != "off"
-        )
+        "representations": (_without_bounds(claim) if seeded else claim)
         | {
             "cut_layer": config.split.cut_layer,
             "cut_embeddings": config.split.cut_embeddings,
@@ -215,19 +216,28 @@ def statement(
     }
 
 
+def _without_bounds(claim: dict[str, object]) -> dict[str, object]:
+    """The claim of noise that a seed makes: none."""
+    return {name: math.inf if name.startswith("composed") else value for name, value in claim.items()} | {
+        "statement": _SEEDED
+    }
+
+
 def _label_statement(config: TuneConfig, num_classes: int) -> dict[str, object]:
     if config.privacy.labels == "disclosed":
         return {
             "mode": "disclosed",
             "statement": "labels disclosed: the returned gradients reveal every label exactly",
         }
-    epsilon = config.privacy.label_epsilon
+    epsilon, seeded = config.privacy.label_epsilon, config.noise_seed is not None
     return {
         "mode": "randomized_response",
-        "claimed_label_epsilon": epsilon,
+        "claimed_label_epsilon": math.inf if seeded else epsilon,
         "unit": "one example's label, replace-one",
         "keep_probability": keep_probability(num_classes, epsilon),
-        "statement": "each label was randomised once; all epochs are post-processing of that draw",
+        "statement": _SEEDED
+        if seeded
+        else "each label was randomised once; all epochs are post-processing of that draw",
     }
 
 

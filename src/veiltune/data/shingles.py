@@ -24,18 +24,38 @@ UInt64 = NDArray[np.uint64]
 
 SHINGLE = 5
 PERMUTATIONS = 128
-_WORDS = re.compile(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+")
+_LETTER = r"[^\W_\u3400-\u9fff]"
+_WORDS = re.compile(rf"[\u3400-\u9fff]|{_LETTER}+")
 _FOUND = 0.99
 
 
 def plain(text: str) -> list[str]:
     r"""Words of a text casefolded and in NFKC, a Chinese character being a word; the rest does not count.
 
+    A text without any letter or digit is what stands between its blanks.
+
     >>> plain("Hello,  WORLD!  你好"), plain("hello world") == plain("Hel\u200blo... World?")
     (['hello', 'world', '你', '好'], True)
+    >>> plain("+++ :-)")
+    ['+++', ':-)']
     """
     seen, _ = legible(text)
-    return _WORDS.findall(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold()))
+    if seen.isascii():
+        seen = seen.lower()
+        return _WORDS.findall(seen) or seen.split()
+    seen = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold())
+    return _marked_words().findall(seen) or seen.split()
+
+
+@functools.cache
+def _marked_words() -> re.Pattern[str]:
+    """`_WORDS`, with the marks that belong to a letter: Thai and Indic vowels, accents without a composed form."""
+    marks = "".join(map(re.escape, filter(_is_mark, map(chr, range(0x300, 0x20000)))))
+    return re.compile(rf"[\u3400-\u9fff]|{_LETTER}++(?:(?![\0-\u02ff])[{marks}]++{_LETTER}*+)*+")
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character)[0] == "M"
 
 
 def exact_hash(text: str | list[str]) -> bytes:
