@@ -5,9 +5,9 @@
 
 Four parts: (1) the one-run bound of epsilon where there is no leak, (2) where the leak is a Gaussian mechanism of known
 epsilon, (3) its power, the table of docs/method.md, beside the reference table (audit.md A.3, medians of 30 runs), (4)
-the coverage of every interval. Parts 1 and 4 also have a planted wrong variant, which must fail. Of 400 simulations of a sound interval one
-in fifteen falls outside 93-97 % by chance, so coverage is judged on more of them, and an interval is called wrong if it
-is outside by more than their binomial margin. The last line is one JSON object.
+the coverage of every interval. Parts 1 and 4 also have a planted wrong variant, which must fail. Of 400 simulations of
+a sound interval one in fifteen falls outside 93-97 % by chance, so coverage is judged on more of them, and an interval
+is called wrong if it is outside by more than their binomial margin. The last line is one JSON object.
 """
 
 from __future__ import annotations
