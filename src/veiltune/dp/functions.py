@@ -188,18 +188,20 @@ class Hypercomplex(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Records; each unit's gradient of the whole matrix is formed and pulled back onto its factors."""
+        """Records; the factors' gradients come from the positions, and no gradient of the whole matrix is formed."""
         values, weight, rules, left, right = ctx.saved_tensors
         use: HypercomplexUse = ctx.use
-        record = use.record
-        inputs, outputs = record.grouped(_positions(values)), record.grouped(_positions(gradient))
-        matrices = (inputs.transpose(1, 2) @ outputs).float()  # (U, in, out)
-        n = len(rules)
-        blocks = matrices.view(len(matrices), n, matrices.shape[1] // n, n, matrices.shape[2] // n)  # (U, a, p, b, q)
-        products = torch.einsum("uapbq,iab->uipq", blocks, rules.float())
-        record.add_dense(use.rules, torch.einsum("uapbq,ipq->uiab", blocks, left.float() @ right.float()))
-        record.add_dense(use.left, torch.einsum("uipq,irq->uipr", products, right.float()))
-        record.add_dense(use.right, torch.einsum("uipq,ipr->uirq", products, left.float()))
+        record, n = use.record, len(rules)
+        rules, left, right = rules.float(), left.float(), right.float()
+        inputs = record.grouped(_positions(values)).float().unflatten(2, (n, -1))  # (U, T, a, p): row a p of W
+        outputs = record.grouped(_positions(gradient)).float().unflatten(2, (n, -1))  # (U, T, b, q): column b q
+        low = torch.einsum("utap,ipr->utair", inputs, left)
+        high = torch.einsum("utbq,irq->utbir", outputs, right)
+        record.add_dense(use.rules, torch.einsum("utair,utbir->uiab", low, high))
+        onto_rows = torch.einsum("utbir,iab->utair", high, rules)
+        record.add_dense(use.left, torch.einsum("utap,utair->uipr", inputs, onto_rows))
+        onto_columns = torch.einsum("utair,iab->utbir", low, rules)
+        record.add_dense(use.right, torch.einsum("utbq,utbir->uirq", outputs, onto_columns))
         record.add_total(use.bias, _positions(gradient))
         below = gradient @ weight.t() if ctx.needs_input_grad[0] else None
         return below, None, None, None, None, None
