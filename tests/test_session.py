@@ -142,6 +142,7 @@ def test_privacy_json_says_in_words_what_happens_to_labels(configure: Callable[.
         "mode": "disclosed",
         "statement": "labels disclosed: the returned gradients reveal every label exactly",
     }
+    assert "without noise" in privacy_of(open_labels)["representations"]["statement"]
     answers = D_CHI | {"labels": "randomized_response", "label_epsilon": 2.0}
     config = configure(run=f"{open_labels.run}-rr", noise_seed=None, privacy=answers, train={"epochs": 1})
     tune(config)

@@ -189,7 +189,7 @@ def statement(
     frozen, seeded = config.split.bottom == "frozen", config.noise_seed is not None
     claim = privatizer.claim(num_releases=max(totals.max_releases_per_example, 1), scaled=config.privacy.cti != "off")
     return {
-        "representations": (_without_bounds(claim) if seeded else claim)
+        "representations": (_without_bounds(claim) if seeded and privatizer.strength else claim)
         | {
             "cut_layer": config.split.cut_layer,
             "cut_embeddings": config.split.cut_embeddings,
