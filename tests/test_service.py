@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 from parties import Vendor, open_job, running_vendor
+from veiltune.config import VendorConfig, parse_config
 from veiltune.customer.remote import JobRewoundError, RemoteJob, VendorClient, ragged
 from veiltune.errors import ConfigError, ProtocolError, VendorRefusedError, VendorUnreachableError
+from veiltune.vendor.server import serve
 from veiltune.wire import veiltune_pb2 as pb
 from veiltune.wire.codec import encode_tensor
 
@@ -256,3 +259,12 @@ def test_no_vendor_is_one_line(tmp_path: Path) -> None:
 def test_plaintext_off_loopback_is_refused() -> None:
     with pytest.raises(ConfigError, match="plaintext is possible only on loopback"):
         VendorClient("10.0.0.1:50051", credentials=None, plaintext=True)
+
+
+def test_a_taken_port_is_one_line(tmp_path: Path, tiny_folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        tree = {"model": str(tiny_folder), "address": address, "state": str(tmp_path), "plaintext": True}
+        config = parse_config(VendorConfig, tree)
+        with pytest.raises(ConfigError, match=rf"cannot listen on {address}: the port is taken"):
+            asyncio.run(serve(config))

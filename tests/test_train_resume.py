@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from runs_helper import wait_until
 from train_helper import classification_config
 from veiltune.config import TrainConfig, dump_toml
+from veiltune.dp import session
 from veiltune.dp.session import train
 from veiltune.errors import InputError, InterruptedRunError, PrivacyError, RunInUseError
 from veiltune.runs import RunFolder
@@ -153,6 +154,21 @@ def test_a_run_folder_has_one_writer(tmp_path: Path, tiny_folder: Path) -> None:
         train(config)
     assert sorted(path.name for path in Path(config.run).rglob("*")) == before
     train(config)
+
+
+def test_a_run_begun_by_another_process_in_the_meantime_is_left(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = classification_config(tmp_path, tiny_folder, train={"steps": 2})
+
+    def overtaken(ours: TrainConfig) -> str:
+        RunFolder.create(ours.run, config="[theirs]\n")
+        return dump_toml(ours)
+
+    monkeypatch.setattr(session, "dump_toml", overtaken)
+    with pytest.raises(InputError, match="holds a run with another configuration"):
+        train(config)
+    assert RunFolder(config.run).config_path.read_text() == "[theirs]\n"
 
 
 def test_a_run_that_is_a_file(tmp_path: Path, tiny_folder: Path) -> None:

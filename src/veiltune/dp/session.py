@@ -34,7 +34,7 @@ from veiltune.dp.sampling import Units
 from veiltune.dp.schedules import learning_rate_at
 from veiltune.dp.statement import claimed_epsilon, statement
 from veiltune.dp.tracking import Tracker
-from veiltune.errors import InputError, InterruptedRunError, RunInUseError
+from veiltune.errors import InputError, InterruptedRunError
 from veiltune.models.adapters import count_parameters, save_adapter
 from veiltune.models.merging import merged_model
 from veiltune.runs import RunFolder, atomic_write_bytes, storage_errors
@@ -106,7 +106,8 @@ def _trained(config: TrainConfig, reporter: TrainReporter, stop: Callable[[], bo
     plan = plan_of(config, units)
     run = RunFolder(config.run)
     check_same_run(run, config, plan)
-    with _undone_if_refused(run), RunFolder.create(config.run, config=dump_toml(config)).held() as run:
+    run = RunFolder.create(config.run, config=dump_toml(config))
+    with run.held(), _undone_if_refused(run):
         key = run_key(run, config.noise_seed)
         if (run.path / "summary.json").exists():
             card = RunCard.load(run)
@@ -126,12 +127,10 @@ def _trained(config: TrainConfig, reporter: TrainReporter, stop: Callable[[], bo
 
 @contextlib.contextmanager
 def _undone_if_refused(run: RunFolder) -> Iterator[None]:
-    """A run that fails before its first step leaves nothing in a corrected run's way."""
-    fresh = not run.path.exists() or (run.path.is_dir() and not any(run.path.iterdir()))
+    """A held run that fails before its first step leaves nothing in a corrected run's way."""
+    fresh = RunCard.load(run) is None
     try:
         yield
-    except RunInUseError:
-        raise
     except BaseException:
         if fresh and not run.metrics():
             shutil.rmtree(run.path, ignore_errors=True)

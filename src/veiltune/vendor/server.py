@@ -12,7 +12,7 @@ import torch
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from veiltune.config import VendorConfig
-from veiltune.errors import ConfigError, StorageError, VendorUnreachableError
+from veiltune.errors import ConfigError, StorageError
 from veiltune.models.loading import BaseModel, load_base
 from veiltune.runs import storage_errors
 from veiltune.vendor.engine import Limits, LocalEngine
@@ -49,9 +49,8 @@ def make_server(config: VendorConfig, engine: LocalEngine) -> tuple[grpc.aio.Ser
     """Builds the server, bound but not started; returns it with its port.
 
     Raises:
-        ConfigError: If plaintext is asked for off the loopback interface.
+        ConfigError: If plaintext is asked for off the loopback interface, or the address cannot be bound.
         InputError: If the server's certificate is missing, expired or foreign.
-        VendorUnreachableError: If the address cannot be bound.
     """
     server = grpc.aio.server(
         options=[
@@ -69,7 +68,9 @@ def make_server(config: VendorConfig, engine: LocalEngine) -> tuple[grpc.aio.Ser
         else:
             port = server.add_secure_port(config.address, _credentials(Path(config.state)))
     except RuntimeError as error:
-        raise VendorUnreachableError(f"cannot listen on {config.address}; is the port taken?") from error
+        raise ConfigError(
+            f"cannot listen on {config.address}: the port is taken, or the host is not this machine; set `address`"
+        ) from error
     return server, port
 
 
