@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from veiltune.dp import products
-from veiltune.dp.products import add_product, gram, norms
+from veiltune.dp.products import ROUNDING, add_product, add_rounded_products, gram, norms
 from veiltune.dp.record import Outer, Record
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -117,3 +117,58 @@ def test_norms_never_fall_short_where_positions_cancel(
         assert exact <= found <= exact + 2e-6 * float(Outer(left, right).lengths()) ** 2
         short += bare < exact
     assert short  # without the margin some would
+
+
+def doubled(units: int, positions: int, width: int, *, sign: int, seed: int) -> Tensor:
+    """Half of the positions, and the same with a sign and a little more."""
+    half, more = (factor(units, positions // 2, width, dtype=torch.float32, seed=seed + i) for i in range(2))
+    return torch.cat([half, sign * half + 2e-2 * more], 1).bfloat16()
+
+
+def products_of(left: Tensor, right: Tensor) -> Tensor:
+    return left.double().transpose(1, 2) @ right.double()
+
+
+@pytest.mark.parametrize("shape", [(5, 64, 40, 33), (3, 127, 700, 96), (2, 512, 96, 700)])
+def test_a_units_product_is_rounded_once(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error is a share of the product, though what cancels in it is large; rounded factors would miss that."""
+    units, positions, outputs, inputs = shape
+    monkeypatch.setattr(products, "_ENTRIES", 7 * inputs)  # seven rows at a time
+    left = doubled(units, positions, outputs, sign=-1, seed=10)  # the halves of the product cancel, almost
+    right = doubled(units, positions, inputs, sign=1, seed=20)
+    weights = torch.rand(units, generator=torch.Generator().manual_seed(30))
+    for unit in range(units):
+        alone, exact = torch.zeros(outputs, inputs), products_of(left, right)[unit]
+        add_rounded_products(alone, left[unit : unit + 1], right[unit : unit + 1], torch.ones(1))
+        assert 0 < float((alone.double() - exact).norm()) <= ROUNDING * float(exact.norm())
+        weighted = left[unit].double().t() @ (right[unit] * weights[unit]).bfloat16().double()
+        assert float((weighted - exact * weights[unit]).norm()) > ROUNDING * float((exact * weights[unit]).norm())
+    total = torch.ones(outputs, inputs)
+    add_rounded_products(total, left, right, weights)
+    expected = 1 + (products_of(left, right) * weights[:, None, None]).sum(0)
+    torch.testing.assert_close(total.double(), expected, rtol=0, atol=ROUNDING * float(expected.abs().max()))
+
+
+def test_norms_are_at_least_those_of_what_is_summed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where two uses of a weight cancel, so that what each is rounded by is large beside both."""
+    monkeypatch.setattr("veiltune.dp.record.MACHINE_BALANCE", 10**12)
+    monkeypatch.setattr("veiltune.dp.record.prefers_dense", lambda **_: False)
+    longer = 0
+    for seed in range(0, 40, 4):
+        left, right = (factor(4, 64, width, dtype=torch.bfloat16, seed=seed + i) for i, width in enumerate((24, 16)))
+        record, totals = Record(4), []
+        record.add_product("tied", left, right)
+        record.add_product("tied", -left, (right.float() * 1.001).bfloat16())
+        record.add_product("once", left, right)
+        squares = record.squared_norms()
+        for unit in range(4):
+            sums = {name: torch.zeros(24, 16) for name in squares}
+            record.add_weighted_sums(dict.fromkeys(squares, torch.eye(4)[unit]), sums)
+            totals.append({name: float(sums[name].double().norm()) for name in squares})
+        exact = products_of(left, right).flatten(1).norm(dim=1)
+        for name, found in squares.items():
+            for unit in range(4):
+                assert totals[unit][name] <= float(found[unit].sqrt())
+        longer += sum(totals[unit]["once"] > float(exact[unit]) for unit in range(4))
+        assert torch.all(squares["once"].sqrt() <= 1.01 * exact)
+    assert longer  # without the margin some would

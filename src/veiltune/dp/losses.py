@@ -144,7 +144,7 @@ class _HeadLoss(torch.autograd.Function):
     ) -> Tensor:
         """(N, H) hidden states and (N,) targets to (N,) losses."""
         dtype = computing_dtype(rows)
-        matrix, states = weight.to(dtype), rows.to(dtype)
+        matrix, states = use.record.converted(weight, dtype) if use else weight.to(dtype), rows.to(dtype)
         losses = rows.new_empty(len(rows), dtype=torch.float32)
         gradients = torch.empty_like(states)
         step = max(32, _CHUNK // len(weight) // 32 * 32)

@@ -1,20 +1,28 @@
 """Products of factors in float32, whatever the factors' dtype, without a float32 copy of any whole factor.
 
 A head's factor has tokens x vocabulary entries: in bfloat16 a copy of it in float32 takes longer than the product that
-it is made for. So factors of lower precision are converted a slab of columns at a time.
+it is made for. So factors of lower precision are converted a slab of columns at a time. Where bfloat16 is multiplied
+faster, a sum takes each unit's product rounded to it once, which moves that unit's share by `ROUNDING` of itself at most.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+#: By how much of its L2 norm a gradient moves, at most, when its entries are rounded to bfloat16.
+ROUNDING = 2**-8
+
 #: Columns that are converted at once: a slab of 512 positions is 4 MB.
 _SLAB = 2048
+
+#: Entries of a unit's product that are rounded at once; fewer positions than this cost less in float32 (docs/log.md).
+_ENTRIES, _LONG = 2**19, 64
 
 _MKLDNN: Any = cast(Any, torch.backends.mkldnn).matmul
 
@@ -59,6 +67,42 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         right = right.float()
         for rows, slab in _slabs(left):
             total[rows].addmm_(slab.t(), right)
+
+
+def is_rounded(left: Tensor, right: Tensor) -> bool:
+    """Whether the sum of units' products left[u].T @ right[u] is best taken by `add_rounded_products`."""
+    both = left.dtype == right.dtype == torch.bfloat16 and left.device.type == "cpu"
+    return both and left.shape[1] >= _LONG and _sums_in_float32()
+
+
+def add_rounded_products(total: Tensor, left: Tensor, right: Tensor, weights: Tensor) -> None:
+    """Adds sum_u weights[u] left[u].T @ right[u] to `total` (p, d), each unit's product rounded to bfloat16 once.
+
+    The product is summed over the positions in float32 first: rounding the weighted factors instead would be faster
+    still, and where positions cancel, it would leave more than the unit's norm allows.
+
+    Args:
+        total: (p, d) float32, in place.
+        left: (U, L, p) bfloat16.
+        right: (U, L, d) bfloat16.
+        weights: (U,) float32.
+    """
+    rows = max(1, _ENTRIES // right.shape[2])
+    product = right.new_empty(min(rows, left.shape[2]), right.shape[2])
+    for start in range(0, left.shape[2], rows):
+        part = total[start : start + rows]
+        for factor, other, weight in zip(left[..., start : start + rows], right, weights.tolist(), strict=True):
+            part.add_(torch.mm(factor.t(), other, out=product[: len(part)]), alpha=weight)
+
+
+@cache
+def _sums_in_float32() -> bool:
+    """Whether this CPU's bfloat16 products are rounded only when all positions are summed: here one part in 2^13 is left."""
+    large = torch.full((2 * _LONG, 32), 2.0**6, dtype=torch.bfloat16)
+    left, right = large.clone(), large.clone()
+    left[_LONG:] *= -1
+    left[-1] -= 2.0**-1
+    return bool((left.t() @ right == -(2.0**5)).all())
 
 
 def _slabs(values: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from veiltune.dp.products import add_product, full_precision, gram, norms
+from veiltune.dp.products import ROUNDING, add_product, add_rounded_products, full_precision, gram, is_rounded, norms
 from veiltune.dp.scratch import Scratch, block
 
 #: Floating point operations that pass in the time in which one element of a per-example matrix is written, read for
@@ -97,6 +97,7 @@ class Record:
 
     def __init__(self, num_rows: int, units: Tensor | None = None, scratch: Scratch | None = None) -> None:
         self.num_rows = num_rows
+        self.converted = (scratch or Scratch()).converted
         self._scratch = scratch
         self.num_units = num_rows if units is None else int(units.max()) + 1 if num_rows else 0
         self._places = None if units is None else _places(units, self.num_units)
@@ -139,7 +140,7 @@ class Record:
         self._factored[name].append(Lookup(self.grouped(ids), self.grouped(values), rows))
 
     def squared_norms(self) -> dict[str, Tensor]:
-        """(U,) squared L2 norm of each parameter's gradient, in float32."""
+        """(U,) squared L2 norm of each parameter's gradient, in float32, at least of what a sum takes of it."""
         self._settle()
         with full_precision():
             return self._squared_norms()
@@ -150,6 +151,13 @@ class Record:
             own = [_inner(one, one) for one in uses]
             cross = [2 * _inner(one, other) for i, one in enumerate(uses) for other in uses[:i]]
             squares[name] = torch.stack(own + cross).sum(0).clamp_min(0) + _rounding(uses)
+            rounded = [
+                (square + _rounding([use])).sqrt()
+                for use, square in zip(uses, own, strict=True)
+                if isinstance(use, Outer) and is_rounded(use.left, use.right)
+            ]
+            if rounded:
+                squares[name] = (squares[name].sqrt() + ROUNDING * torch.stack(rounded).sum(0)).square()
         return squares
 
     def mask(self, keep: Tensor) -> None:
@@ -225,6 +233,8 @@ def _add_weighted(use: Factored, weights: Tensor, total: Tensor) -> None:
     if isinstance(use, Lookup):
         weighted = use.values.float() * weights[:, None, None]
         total.index_add_(0, use.ids.flatten(), weighted.flatten(0, 1))
+    elif is_rounded(use.left, use.right):
+        add_rounded_products(total, use.left, use.right, weights)
     else:
         left, right = use.left, use.right
         if left.shape[2] < right.shape[2]:

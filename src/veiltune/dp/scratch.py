@@ -1,4 +1,4 @@
-"""Large blocks of memory that are used again and again instead of being made anew."""
+"""Large blocks of memory that the micro-batches of a sum use again and again instead of making them anew."""
 
 from __future__ import annotations
 
@@ -17,10 +17,18 @@ def block(rows: int, columns: int, like: Tensor) -> Tensor:
 
 
 class Scratch:
-    """One block that each micro-batch of a sum takes in turn."""
+    """One block that each micro-batch of a sum takes in turn, and weights of lower precision, which it leaves alone."""
 
     def __init__(self) -> None:
         self._whole: Tensor | None = None
+        self._converted: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def converted(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """The weight in another dtype, the same each time: no weight changes while a sum is taken."""
+        key = id(weight), dtype
+        if key not in self._converted:
+            self._converted[key] = weight.detach().to(dtype)
+        return self._converted[key]
 
     def block(self, rows: int, columns: int, like: Tensor) -> Tensor:
         """As `block`; what was taken before is overwritten."""
