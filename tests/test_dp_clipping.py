@@ -28,7 +28,7 @@ from dp_twins import (
     unit_gradients,
     without,
 )
-from veiltune.dp import record
+from veiltune.dp import products, record
 from veiltune.dp.clipping import MODES, ClippedSum, Clipping, ClippingMode, clipped_grad_sum
 from veiltune.dp.losses import causal_lm_losses, classification_losses
 from veiltune.errors import InputError
@@ -143,12 +143,15 @@ def test_bf16_is_near_and_bounded(method: str, monkeypatch: pytest.MonkeyPatch) 
     rounded = unit_gradients(model, batch, loss=loop_loss)
     assert relative_error(found.grads, twin_sum(rounded, clipping)) < 2e-2
     assert relative_error(found.grads, twin_sum(exact, clipping)) > 1e-4  # bf16 it was
-    for row, balance in itertools.product(range(len(batch["labels"])), (0, 10**12)):
+    for row, (balance, long) in itertools.product(range(len(batch["labels"])), ((0, 64), (10**12, 64), (10**12, 2))):
         monkeypatch.setattr(record, "MACHINE_BALANCE", balance)
+        monkeypatch.setattr(products, "_LONG", long)  # the last: each product rounded
         only = {name: value[row : row + 1] for name, value in batch.items()}
         for bound in (clipping.norm, 1e-3):
             alone = engine_sum(model, only, "causal", Clipping(norm=bound), bf16=True)
             assert norm_of(alone.grads) <= bound * (1 + 1e-4)
+    again = engine_sum(model, batch, "causal", clipping, bf16=True)
+    assert relative_error(again.grads, twin_sum(rounded, clipping)) < 2e-2
 
 
 # --- units

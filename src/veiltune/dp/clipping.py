@@ -150,7 +150,7 @@ def clipped_grad_sum(
         loss: (B,) losses of the rows. A unit's loss is the mean of its rows'.
         clipping: The bound.
         bf16: Forward passes compute matrix products in bfloat16; a unit's contribution is then its rounded gradient,
-            clipped by that one's own norm, and sums are float32.
+            clipped by that one's own norm, to which what rounding may add is added, and sums are float32.
 
     Raises:
         PrivacyError: If a layer has no rule for per-example gradients, mixes examples, or a parameter got a gradient
