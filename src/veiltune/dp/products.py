@@ -70,7 +70,10 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def is_rounded(left: Tensor, right: Tensor) -> bool:
-    """Whether the sum of units' products left[u].T @ right[u] is best taken by `add_rounded_products`."""
+    """Whether the sum of units' products left[u].T @ right[u] is taken by `add_rounded_products`.
+
+    So it is where that is faster, and where a probe of this CPU's products finds positions summed in float32.
+    """
     both = left.dtype == right.dtype == torch.bfloat16 and left.device.type == "cpu"
     return both and left.shape[1] >= _LONG and _sums_in_float32()
 
