@@ -2,7 +2,7 @@
 
 A head's factor has tokens x vocabulary entries: in bfloat16 a copy of it in float32 takes longer than the product that
 it is made for. So factors of lower precision are converted a slab of columns at a time. Where bfloat16 is multiplied
-faster, a sum takes each unit's product rounded to it once, which moves that unit's share by `ROUNDING` of itself at most.
+faster, a sum takes each unit's product rounded to it once, which moves that share by `ROUNDING` of itself at most.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def is_rounded(left: Tensor, right: Tensor) -> bool:
-    """Whether the sum of units' products left[u].T @ right[u] is taken by `add_rounded_products`.
+    """Whether `add_rounded_products` takes the sum of units' products left[u].T @ right[u].
 
-    So it is where that is faster, and where a probe of this CPU's products finds positions summed in float32.
+    It does where that is faster, if a probe of this CPU's products finds positions summed in float32.
     """
     both = left.dtype == right.dtype == torch.bfloat16 and left.device.type == "cpu"
     return both and left.shape[1] >= _LONG and _sums_in_float32()
@@ -100,7 +100,7 @@ def add_rounded_products(total: Tensor, left: Tensor, right: Tensor, weights: Te
 
 @cache
 def _sums_in_float32() -> bool:
-    """Whether this CPU's bfloat16 products are rounded only when all positions are summed: here one part in 2^13 is left."""
+    """Whether this CPU's bfloat16 products are rounded when all positions are summed: here 1 of 2^13 is left then."""
     large = torch.full((2 * _LONG, 32), 2.0**6, dtype=torch.bfloat16)
     left, right = large.clone(), large.clone()
     left[_LONG:] *= -1
