@@ -152,7 +152,7 @@ class Record:
             cross = [2 * _inner(one, other) for i, one in enumerate(uses) for other in uses[:i]]
             squares[name] = torch.stack(own + cross).sum(0).clamp_min(0) + _rounding(uses)
             rounded = [
-                (square + _rounding([use])).sqrt()
+                (square.clamp_min(0) + _rounding([use])).sqrt()
                 for use, square in zip(uses, own, strict=True)
                 if isinstance(use, Outer) and is_rounded(use.left, use.right)
             ]
