@@ -3,6 +3,7 @@
 Each cell is a run of `veiltune train` in a folder of its own under --work; the same command goes on where it stopped.
 Scored on the first prompts of the test set with all their references: perplexity of the references, BLEU and ROUGE-L of
 greedy texts. The learning rates were chosen on 200 held-out training rows (docs/log.md); without privacy half as much.
+A run takes one to two hours of a core. At --batch 256 it takes half, and more is lost to privacy (docs/log.md).
 Prints one line a run and, last, one line of JSON.
 
 Setting of reference: Yu et al. 2022, arXiv:2110.06500, GPT-2 on the same data, 20 epochs on 16 GPUs, ROUGE-L 67.8 at
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/e2e"))
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--batch", type=float, default=256)
+    parser.add_argument("--batch", type=float, default=512)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0)
